@@ -1,0 +1,200 @@
+package mesh
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// FirstAssignedPort is where ports given by meshd begin: above Consul's own
+// range for sidecars (21000 to 21255), below the ephemeral ports of Linux.
+const FirstAssignedPort = 21300
+
+// lastAssignedPort ends the range; 32768 is where Linux begins to hand out
+// ephemeral ports.
+const lastAssignedPort = 32767
+
+// CompileInput is everything Compile looks at.
+type CompileInput struct {
+	Generation uint64
+	Spec       *Spec
+	Catalog    *Catalog // nil is empty
+	// Assigned are the addresses and ports of the picture before, or those
+	// read from disk at the start.
+	Assigned Assignments
+	// Wildcard holds the ports on which some process of this host listens on
+	// every address. Binding one of them on a loopback address would fail.
+	Wildcard map[uint16]bool
+}
+
+// Compile makes the picture of spec and catalog. It is pure: the same input
+// gives the same picture. It fails only for what no picture can express; an
+// upstream without endpoints is a picture, not an error.
+func Compile(in CompileInput) (*Snapshot, error) {
+	spec := in.Spec
+	s := &Snapshot{
+		Generation: in.Generation,
+		Spec:       spec,
+		Outbound:   make([]*Outbound, 0, len(spec.Upstreams)),
+		Inbound:    make([]*Inbound, 0, len(spec.Services)),
+		Assigned: Assignments{
+			Addresses: make(map[string]netip.Addr, len(spec.Upstreams)),
+			Ports:     make(map[string]uint16, len(spec.Upstreams)),
+		},
+		names:     make(map[string]*Outbound, len(spec.Upstreams)),
+		addresses: make(map[netip.Addr]*Outbound, len(spec.Upstreams)),
+	}
+	local := make(map[uint16]bool, len(spec.Services))
+	for i := range spec.Services {
+		svc := &spec.Services[i]
+		local[svc.Port] = true
+		s.Inbound = append(s.Inbound, &Inbound{Service: *svc, Target: netip.AddrPortFrom(svc.Address, svc.Port)})
+	}
+	static := StaticCatalog(spec.Static)
+
+	var errs []error
+	backing := make([]Outbound, len(spec.Upstreams))
+	for i := range spec.Upstreams {
+		u := &spec.Upstreams[i]
+		o := &backing[i]
+		o.Upstream = *u
+		caller, err := spec.Caller(u)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", cmp.Or(u.Pos.String(), "configuration"), err))
+			continue
+		}
+		o.Caller = caller
+		fact, known := static.Services[u.Key()]
+		if !known && in.Catalog != nil {
+			fact, known = in.Catalog.Services[u.Key()]
+		}
+		o.Known, o.Endpoints, o.Source, o.Updated = known, fact.Endpoints, fact.Source, fact.Updated
+		for j := range o.Endpoints {
+			if o.Endpoints[j].Healthy {
+				o.Healthy++
+			}
+		}
+		s.Outbound = append(s.Outbound, o)
+		o.Port = fact.Port // the natural one, until assignPorts decides
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	slices.SortFunc(s.Outbound, func(a, b *Outbound) int { return strings.Compare(a.Name, b.Name) })
+	if err := assignAddresses(s, in.Assigned.Addresses); err != nil {
+		return nil, err
+	}
+	if err := assignPorts(s, in, local); err != nil {
+		return nil, err
+	}
+	for _, o := range s.Outbound {
+		s.names[strings.ToLower(o.Name)] = o
+		s.addresses[o.Address] = o
+		o.Binds = append(o.Binds, netip.AddrPortFrom(o.Address, o.Port))
+		if o.LocalBindPort != 0 {
+			o.Binds = append(o.Binds, netip.AddrPortFrom(o.LocalBindAddress, o.LocalBindPort))
+		}
+	}
+	return s, nil
+}
+
+// assignAddresses keeps what an upstream had and gives the others an address
+// that follows from their name, so that two hosts mostly agree and a lost
+// state directory mostly changes nothing.
+func assignAddresses(s *Snapshot, had map[string]netip.Addr) error {
+	r := s.Spec.Loopback
+	taken := make(map[netip.Addr]bool, len(s.Outbound))
+	for _, o := range s.Outbound {
+		if a, ok := had[o.Name]; ok && r.Contains(a) && !taken[a] {
+			o.Address = a
+			taken[a] = true
+		}
+	}
+	size := uint32(1) << (32 - r.Bits())
+	if size < 4 || uint32(len(s.Outbound)) > size-3 {
+		return fmt.Errorf("loopback range %s has room for %d upstreams, %d are configured", r, max(int(size)-3, 0), len(s.Outbound))
+	}
+	base := r.Masked().Addr().As4()
+	start := uint32(base[0])<<24 | uint32(base[1])<<16 | uint32(base[2])<<8 | uint32(base[3])
+	for _, o := range s.Outbound {
+		for n := nameHash(o.Name); !o.Address.IsValid(); n++ {
+			// The first address, the last and the one before it stay free:
+			// network, broadcast, and one for a name server of the range.
+			v := start + 1 + n%(size-3)
+			a := netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+			if !taken[a] {
+				o.Address = a
+				taken[a] = true
+			}
+		}
+		s.Assigned.Addresses[o.Name] = o.Address
+	}
+	return nil
+}
+
+// assignPorts decides the port on the upstream's own address: local_bind_port
+// if given; else the natural port, unless a local service or a wildcard
+// listener of this host could collide with it, because then either our bind
+// or the application's would fail; else one of our own range.
+func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
+	taken := make(map[uint16]bool)
+	for _, o := range s.Outbound {
+		// The range is kept free of duplicates although addresses differ:
+		// then a port alone tells an operator which upstream is meant.
+		if p := in.Assigned.Ports[o.Name]; p >= FirstAssignedPort && p <= lastAssignedPort {
+			taken[p] = true
+		}
+	}
+	for _, o := range s.Outbound {
+		natural, had := o.Port, in.Assigned.Ports[o.Name]
+		if !o.Known && had != 0 && had < FirstAssignedPort {
+			natural = had // the catalog is silent: stay where applications know us
+		}
+		switch {
+		case o.LocalBindPort != 0:
+			o.Port = o.LocalBindPort
+			continue // written down in the configuration, so not in Assigned
+		case natural != 0 && !local[natural] && (!in.Wildcard[natural] || natural == had):
+			o.Port = natural
+		case had >= FirstAssignedPort && !local[had] && !in.Wildcard[had]:
+			o.Port = had
+		default:
+			p := FirstAssignedPort + nameHash(o.Name)%(lastAssignedPort-FirstAssignedPort+1)
+			for n := 0; taken[uint16(p)] || local[uint16(p)] || in.Wildcard[uint16(p)]; n++ {
+				if n > lastAssignedPort-FirstAssignedPort {
+					return fmt.Errorf("no free port between %d and %d for upstream %q", FirstAssignedPort, lastAssignedPort, o.Name)
+				}
+				if p++; p > lastAssignedPort {
+					p = FirstAssignedPort
+				}
+			}
+			o.Port = uint16(p)
+			taken[o.Port] = true
+		}
+		s.Assigned.Ports[o.Name] = o.Port
+	}
+	return nil
+}
+
+func nameHash(name string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(name))
+	return h.Sum32()
+}
+
+// Merge returns a catalog with the services of both; over's win. Neither is written.
+func (c *Catalog) Merge(over *Catalog) *Catalog {
+	m := &Catalog{Services: make(map[ServiceKey]CatalogService)}
+	if c != nil {
+		maps.Copy(m.Services, c.Services)
+	}
+	if over != nil {
+		maps.Copy(m.Services, over.Services)
+	}
+	return m
+}

@@ -1,0 +1,93 @@
+package mesh
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Snapshot is the picture in force: everything the data path and the name
+// server decide by. It is immutable; readers load it once and keep what they
+// took from it for the length of one decision.
+type Snapshot struct {
+	Generation uint64 // counts published pictures, from 1
+	Spec       *Spec
+	Outbound   []*Outbound // by name
+	Inbound    []*Inbound  // in the order of the configuration
+	// Assigned is what the next Compile needs to keep addresses and ports
+	// where they are. The agent stores it on disk.
+	Assigned Assignments
+
+	names     map[string]*Outbound
+	addresses map[netip.Addr]*Outbound
+}
+
+// Assignments are the addresses and ports given to upstreams, by upstream name.
+type Assignments struct {
+	Addresses map[string]netip.Addr `json:"addresses"`
+	Ports     map[string]uint16     `json:"ports"`
+}
+
+// Outbound is an upstream in force.
+type Outbound struct {
+	Upstream
+	Caller  string     // whose leaf links to it present
+	Address netip.Addr // the upstream's own loopback address
+	Port    uint16     // on Address
+	// Binds lists every address the upstream listens on.
+	Binds []netip.AddrPort
+	// Known is false until a catalog has stated the service at all.
+	Known bool
+	// Endpoints in catalog order, the unhealthy ones included.
+	Endpoints []Endpoint
+	// Healthy counts the endpoints with Healthy set.
+	Healthy int
+	Source  string    // of the endpoints: "consul", "static" or ""
+	Updated time.Time // see CatalogService.Updated
+}
+
+// Inbound is a service in force.
+type Inbound struct {
+	Service
+	Target netip.AddrPort // where the application listens
+}
+
+// Lookup returns the outbound that the DNS label names, without regard to
+// case, or nil.
+func (s *Snapshot) Lookup(label string) *Outbound {
+	if o := s.names[label]; o != nil {
+		return o
+	}
+	return s.names[strings.ToLower(label)]
+}
+
+// ByAddress returns the outbound that owns the loopback address, or nil.
+func (s *Snapshot) ByAddress(a netip.Addr) *Outbound { return s.addresses[a] }
+
+// Offered returns the inbound instances of a service name.
+func (s *Snapshot) Offered(name string) []*Inbound {
+	var in []*Inbound
+	for _, i := range s.Inbound {
+		if i.Name == name {
+			in = append(in, i)
+		}
+	}
+	return in
+}
+
+// Identities returns the service names this host needs a leaf for: what it
+// offers and what it calls as, without repetition.
+func (s *Spec) Identities() []string {
+	names := s.ServiceNames()
+	seen := make(map[string]bool, len(names)+1)
+	for _, n := range names {
+		seen[n] = true
+	}
+	for i := range s.Upstreams {
+		if n, err := s.Caller(&s.Upstreams[i]); err == nil && !seen[n] {
+			seen[n] = true
+			names = append(names, n)
+		}
+	}
+	return names
+}
