@@ -1,0 +1,248 @@
+package admin
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Thresholds of Diagnose.
+const (
+	// failedWarn and failedError are shares of failed requests. One in ten is
+	// above what a rolling deployment of a healthy service shows.
+	failedWarn  = 0.10
+	failedError = 0.50
+	// failedMinRPS keeps a single failed request of a quiet service from
+	// being news: below it, ten seconds hold fewer than five requests.
+	failedMinRPS = 0.5
+	// renewalLate is the share of a leaf's life below which renewal should
+	// have happened: both providers renew with at least a third left.
+	renewalLate = 0.20
+	// busyLoop: above it a loop has no room for a burst.
+	busyLoop = 0.95
+)
+
+// Diagnose reads out of the facts of s what is wrong, worst first. It is pure;
+// s.Problems is not looked at.
+func Diagnose(s *Status) []Problem {
+	var d diagnosis
+	d.agent(s)
+	for i := range s.Listeners {
+		d.listener(&s.Listeners[i])
+	}
+	d.identity(s)
+	for i := range s.Certificates {
+		d.certificate(&s.Certificates[i])
+	}
+	d.catalog(s)
+	for i := range s.Upstreams {
+		d.upstream(&s.Upstreams[i])
+	}
+	for i := range s.Services {
+		d.service(&s.Services[i])
+	}
+	for _, l := range s.Loops {
+		if l.Load > busyLoop {
+			d.warn(fmt.Sprintf("loop %d uses %.0f%% of a core", l.Index, l.Load*100), "", "raise agent { loops } if cores are idle")
+		}
+	}
+	return sortProblems(d.found)
+}
+
+// sortProblems puts errors before warnings and keeps the order otherwise.
+func sortProblems(ps []Problem) []Problem {
+	rank := func(p Problem) int {
+		if p.Severity == SeverityError {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(ps, func(a, b Problem) int { return cmp.Compare(rank(a), rank(b)) })
+	return ps
+}
+
+type diagnosis struct{ found []Problem }
+
+func (d *diagnosis) err(what, why, next string) {
+	d.found = append(d.found, Problem{SeverityError, what, why, next})
+}
+
+func (d *diagnosis) warn(what, why, next string) {
+	d.found = append(d.found, Problem{SeverityWarning, what, why, next})
+}
+
+func (d *diagnosis) agent(s *Status) {
+	if s.Draining {
+		d.warn("the agent is draining", "it was told to stop and takes nothing new", "")
+	} else if !s.Ready {
+		d.err("the agent is not ready", "waiting for "+cmp.Or(strings.Join(s.Waiting, ", "), "its first picture"), "")
+	}
+	if r := s.LastReload; r != nil && !r.Success {
+		d.warn("the last reload failed, the configuration before it is in force", r.Error,
+			"meshctl validate, then meshctl reload; a restart would fail as well")
+	}
+}
+
+func (d *diagnosis) listener(l *Listener) {
+	if l.Error == "" {
+		return
+	}
+	what := fmt.Sprintf("listener %s on %s is not open", l.Name, l.Address)
+	if l.Name == "http" { // no traffic passes here
+		d.warn(what, l.Error, portHolder(l.Address))
+		return
+	}
+	d.err(what, l.Error, portHolder(l.Address))
+}
+
+// portHolder is the command that names who holds an address.
+func portHolder(address string) string {
+	if i := strings.LastIndexByte(address, ':'); i >= 0 && i+1 < len(address) {
+		return "ss -Hlntup sport = :" + address[i+1:]
+	}
+	return ""
+}
+
+func (d *diagnosis) identity(s *Status) {
+	id := &s.Identity
+	next := ""
+	if id.Provider == "consul" {
+		next = "is Connect enabled in Consul, and may the token read and write these services? consul connect ca get-config"
+	}
+	if id.Provider != "" && id.Roots == 0 {
+		d.err("there are no trusted roots, every handshake is refused", id.Error, next)
+	}
+	for _, m := range id.Missing {
+		d.err(fmt.Sprintf("service %q has no certificate", m), id.Error, next)
+	}
+	if id.Error != "" && id.Roots > 0 && len(id.Missing) == 0 {
+		d.warn("certificates cannot be renewed", id.Error, next)
+	}
+}
+
+func (d *diagnosis) certificate(c *Certificate) {
+	life := c.NotAfter.Sub(c.NotBefore)
+	switch left := c.Remaining.Duration(); {
+	case left <= 0:
+		d.err(fmt.Sprintf("the certificate of %q has expired", c.Service),
+			fmt.Sprintf("%s ago", -left.Round(time.Second)), "is the clock right? date; timedatectl")
+	case life > 0 && float64(left) < renewalLate*float64(life):
+		d.warn(fmt.Sprintf("the certificate of %q was not renewed in time", c.Service),
+			fmt.Sprintf("%s left of %s", left.Round(time.Second), life.Round(time.Second)), "")
+	}
+}
+
+func (d *diagnosis) catalog(s *Status) {
+	c := &s.Catalog
+	if c.Source == "" || c.Source == "static" {
+		return
+	}
+	if !c.Reachable {
+		why := c.Error
+		if c.Age > 0 {
+			why = strings.TrimPrefix(fmt.Sprintf("%s; the endpoints in use were confirmed %s ago", why, c.Age.Duration().Round(time.Second)), "; ")
+		}
+		d.warn(fmt.Sprintf("Consul at %s cannot be reached", c.Address), why, "systemctl status consul; curl http://"+c.Address+"/v1/status/leader")
+		return // every watch would say the same again
+	}
+	for _, w := range c.Watches {
+		if w.Error != "" {
+			d.warn(strings.TrimSpace(fmt.Sprintf("watch of %s %s", w.Kind, w.Name))+" gets errors from Consul", w.Error, "")
+		}
+	}
+}
+
+func (d *diagnosis) upstream(u *Upstream) {
+	name := fmt.Sprintf("upstream %q", u.Name)
+	for _, b := range u.Binds {
+		if b.State == BindFailed {
+			d.err(fmt.Sprintf("%s does not listen on %s", name, b.Address), b.Error, portHolder(b.Address))
+		}
+	}
+	open, usable := 0, 0
+	for _, e := range u.Endpoints {
+		switch {
+		case e.Breaker == "open":
+			open++
+		case e.Healthy:
+			usable++
+		}
+	}
+	defined := ""
+	if u.Defined != "" {
+		defined = "; the upstream is defined at " + u.Defined
+	}
+	switch {
+	case !u.Known:
+		d.err(fmt.Sprintf("%s waits for the catalog", name), fmt.Sprintf("nothing is known of service %q yet", u.Destination), "")
+	case len(u.Endpoints) == 0:
+		d.err(fmt.Sprintf("%s has no endpoint", name), fmt.Sprintf("%s lists no instance of service %q", cmp.Or(u.Source, "the catalog"), u.Destination),
+			"is the service registered, and is the name right?"+defined)
+	case u.Healthy == 0:
+		d.err(fmt.Sprintf("%s has no healthy endpoint", name),
+			fmt.Sprintf("%s lists %d of service %q, all unhealthy", cmp.Or(u.Source, "the catalog"), len(u.Endpoints), u.Destination), "look at the checks of the service")
+	case usable == 0:
+		d.err(fmt.Sprintf("%s has no usable endpoint", name), fmt.Sprintf("the breakers of %d endpoints are open", open),
+			"the access log or meshd_requests_total names the outcomes")
+	case open > 0:
+		d.warn(fmt.Sprintf("%s has %d of %d breakers open", name, open, len(u.Endpoints)), "", "meshctl status -o wide")
+	}
+	d.rates(name, &u.Rates)
+}
+
+func (d *diagnosis) service(s *Service) {
+	name := fmt.Sprintf("service %q", s.ID)
+	if s.Error != "" {
+		d.warn(name+" is not registered as it should be", s.Error, "")
+	}
+	if len(s.Allow) == 0 {
+		where := ""
+		if s.Defined != "" {
+			where = " at " + s.Defined
+		}
+		d.warn(name+" allows nobody, every caller is refused", "", fmt.Sprintf(`add allow "CALLER" {} to it%s, then meshctl reload`, where))
+	}
+	d.rates(name, &s.Rates)
+}
+
+func (d *diagnosis) rates(name string, r *Rates) {
+	if r.RPS < failedMinRPS || math.IsNaN(r.FailedShare) || r.FailedShare < failedWarn {
+		return
+	}
+	what := fmt.Sprintf("%s fails %.0f%% of its requests", name, r.FailedShare*100)
+	next := "the access log or meshd_requests_total names the outcomes"
+	if r.FailedShare >= failedError {
+		d.err(what, "", next)
+	} else {
+		d.warn(what, "", next)
+	}
+}
+
+// fill makes every list of s a list in JSON, never null.
+func (s *Status) fill() {
+	s.Problems = orEmpty(s.Problems)
+	s.Upstreams = orEmpty(s.Upstreams)
+	s.Services = orEmpty(s.Services)
+	s.Certificates = orEmpty(s.Certificates)
+	s.Listeners = orEmpty(s.Listeners)
+	s.Loops = orEmpty(s.Loops)
+	s.Upstreams = slices.Clone(s.Upstreams) // the agent may share its slices
+	for i := range s.Upstreams {
+		s.Upstreams[i].Binds = orEmpty(s.Upstreams[i].Binds)
+		s.Upstreams[i].Endpoints = orEmpty(s.Upstreams[i].Endpoints)
+	}
+	s.Services = slices.Clone(s.Services)
+	for i := range s.Services {
+		s.Services[i].Allow = orEmpty(s.Services[i].Allow)
+	}
+}
+
+func orEmpty[T any](l []T) []T {
+	if l == nil {
+		return []T{}
+	}
+	return l
+}

@@ -1,0 +1,96 @@
+package admin
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// healthy is a status nobody has to look at.
+func healthy() *Status {
+	return &Status{
+		Ready:    true,
+		Identity: Identity{Provider: "consul", Roots: 1},
+		Catalog:  Catalog{Source: "consul", Address: "127.0.0.1:8500", Reachable: true},
+		Certificates: []Certificate{{
+			Service: "web", NotAfter: time.Unix(3600*72, 0), NotBefore: time.Unix(0, 0), Remaining: Seconds(48 * time.Hour),
+		}},
+		Upstreams: []Upstream{{
+			Name: "inventory", Destination: "inventory", Known: true, Healthy: 2, Source: "consul",
+			Endpoints: []Endpoint{{ID: "a", Healthy: true, Breaker: "closed"}, {ID: "b", Healthy: true, Breaker: "closed"}},
+			Binds:     []Bind{{Address: "127.77.1.2:8080", State: BindListening}},
+		}},
+		Services:  []Service{{Name: "web", ID: "web", Allow: []string{"shop"}}},
+		Listeners: []Listener{{Name: "peer", Address: "[::]:21900"}},
+		Loops:     []Loop{{Load: 0.5}},
+	}
+}
+
+func TestDiagnose(t *testing.T) {
+	up := func(s *Status) *Upstream { return &s.Upstreams[0] }
+	for name, c := range map[string]struct {
+		break_ func(s *Status)
+		want   string // SEVERITY WHAT, "" for nothing
+	}{
+		"healthy":           {func(*Status) {}, ""},
+		"not ready":         {func(s *Status) { s.Ready = false }, "error the agent is not ready"},
+		"draining":          {func(s *Status) { s.Ready, s.Draining = false, true }, "warning the agent is draining"},
+		"bad reload":        {func(s *Status) { s.LastReload = &Reload{Error: "x"} }, "warning the last reload failed"},
+		"peer port":         {func(s *Status) { s.Listeners[0].Error = "in use" }, "error listener peer on [::]:21900"},
+		"metrics port":      {func(s *Status) { s.Listeners[0] = Listener{Name: "http", Error: "in use"} }, "warning listener http"},
+		"no roots":          {func(s *Status) { s.Identity.Roots = 0 }, "error there are no trusted roots"},
+		"no leaf":           {func(s *Status) { s.Identity.Missing = []string{"web"} }, `error service "web" has no certificate`},
+		"no renewal":        {func(s *Status) { s.Identity.Error = "403" }, "warning certificates cannot be renewed"},
+		"expired":           {func(s *Status) { s.Certificates[0].Remaining = -1 }, `error the certificate of "web" has expired`},
+		"late":              {func(s *Status) { s.Certificates[0].Remaining = Seconds(time.Hour) }, `warning the certificate of "web" was not renewed`},
+		"consul away":       {func(s *Status) { s.Catalog.Reachable = false }, "warning Consul at 127.0.0.1:8500 cannot be reached"},
+		"static needs none": {func(s *Status) { s.Catalog = Catalog{Source: "static"} }, ""},
+		"watch":             {func(s *Status) { s.Catalog.Watches = []Watch{{Kind: "service", Name: "x", Error: "403"}} }, "warning watch of service x"},
+		"port taken": {func(s *Status) { up(s).Binds[0] = Bind{Address: "127.77.1.2:8080", State: BindFailed, Error: "in use"} },
+			`error upstream "inventory" does not listen on 127.77.1.2:8080`},
+		"unknown":       {func(s *Status) { up(s).Known = false }, `error upstream "inventory" waits for the catalog`},
+		"empty":         {func(s *Status) { up(s).Endpoints, up(s).Healthy = nil, 0 }, `error upstream "inventory" has no endpoint`},
+		"all unhealthy": {func(s *Status) { up(s).Healthy = 0 }, `error upstream "inventory" has no healthy endpoint`},
+		"one breaker":   {func(s *Status) { up(s).Endpoints[0].Breaker = "open" }, `warning upstream "inventory" has 1 of 2 breakers open`},
+		"all breakers": {func(s *Status) { up(s).Endpoints[0].Breaker, up(s).Endpoints[1].Breaker = "open", "open" },
+			`error upstream "inventory" has no usable endpoint`},
+		"the healthy one is broken": {func(s *Status) {
+			up(s).Endpoints[0].Breaker, up(s).Endpoints[1].Healthy, up(s).Healthy = "open", false, 1
+		},
+			`error upstream "inventory" has no usable endpoint`},
+		"failing":       {func(s *Status) { up(s).RPS, up(s).FailedShare = 10, 0.2 }, `warning upstream "inventory" fails 20% of its requests`},
+		"failing badly": {func(s *Status) { up(s).RPS, up(s).FailedShare = 10, 0.6 }, `error upstream "inventory" fails 60%`},
+		"one failed":    {func(s *Status) { up(s).RPS, up(s).FailedShare = 0.1, 1 }, ""},
+		"registration":  {func(s *Status) { s.Services[0].Error = "403" }, `warning service "web" is not registered`},
+		"allows nobody": {func(s *Status) { s.Services[0].Allow = nil }, `warning service "web" allows nobody`},
+		"busy":          {func(s *Status) { s.Loops[0].Load = 0.99 }, "warning loop 0 uses 99% of a core"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := healthy()
+			c.break_(s)
+			got := Diagnose(s)
+			if c.want == "" {
+				if len(got) != 0 {
+					t.Errorf("found %+v in a status that is fine", got)
+				}
+				return
+			}
+			if len(got) != 1 || !strings.HasPrefix(string(got[0].Severity)+" "+got[0].What, c.want) {
+				t.Errorf("found %+v, want only %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestSecondsInJSON(t *testing.T) {
+	for in, want := range map[string]time.Duration{"1.5": 1500 * time.Millisecond, "0": 0, "-2": -2 * time.Second, "0.000001": time.Microsecond} {
+		var s Seconds
+		if err := s.UnmarshalJSON([]byte(in)); err != nil || s.Duration() != want {
+			t.Errorf("%s = %s, %v; want %s", in, s.Duration(), err, want)
+		}
+	}
+	var s Seconds
+	if err := s.UnmarshalJSON([]byte("1e300")); err == nil {
+		t.Error("1e300 seconds fit into a duration")
+	}
+}
