@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"meshd/internal/config"
 )
 
 // Agent is what the server asks. All methods are safe for concurrent use and,
@@ -251,27 +253,14 @@ type ReloadResult struct {
 	Generation uint64   `json:"generation"` // in force now
 	Changes    []Change `json:"changes"`    // empty and Applied: the files say the same as before
 	// Restart lists what was read but takes effect at the next start.
-	Restart     []Change     `json:"restart,omitempty"`
+	Restart []Change `json:"restart,omitempty"`
+	// Diagnostics holds the errors that kept the old picture, and warnings in
+	// either case. They carry their source lines.
 	Diagnostics []Diagnostic `json:"diagnostics,omitempty"`
-	// Report is the diagnostics as text with the source lines, without colour.
-	Report string `json:"report,omitempty"`
 }
 
-// Change is one difference between two configurations.
-type Change struct {
-	Kind string `json:"kind"` // "+" added, "-" removed, "~" changed
-	Text string `json:"text"` // `upstream inventory: request_timeout 2s -> 5s`
-}
-
-// String returns the change as a line of a diff.
-func (c Change) String() string { return c.Kind + " " + c.Text }
+// Change is one difference between two configurations, as [config.Diff] gives it.
+type Change = config.Change
 
 // Diagnostic is one finding in a configuration file.
-type Diagnostic struct {
-	Severity Severity `json:"severity"`
-	Summary  string   `json:"summary"`
-	Detail   string   `json:"detail,omitempty"`
-	File     string   `json:"file,omitempty"`
-	Line     int      `json:"line,omitempty"`   // from 1
-	Column   int      `json:"column,omitempty"` // from 1
-}
+type Diagnostic = config.Diagnostic

@@ -133,6 +133,7 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 	}
 	s.o.Log.Info("reload asked for on the admin socket", "uid", uid)
 	res, err := s.o.Agent.Reload(ctx)
+	res.Changes = orEmpty(res.Changes)
 	switch {
 	case err != nil:
 		answer(w, http.StatusServiceUnavailable, failure{Error: err.Error()})

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"meshd/internal/config"
 )
 
 // fakeAgent answers what the test put in.
@@ -100,13 +102,13 @@ func TestStatusHasNoNullLists(t *testing.T) {
 }
 
 func TestReload(t *testing.T) {
-	agent := &fakeAgent{result: ReloadResult{Applied: true, Generation: 2, Changes: []Change{{"+", "upstream x"}}}}
+	agent := &fakeAgent{result: ReloadResult{Applied: true, Generation: 2, Changes: []Change{{Kind: "+", What: "upstream x"}}}}
 	_, c := serve(t, Options{Agent: agent})
 	r, err := c.Reload(t.Context())
 	if err != nil || !r.Applied || r.Changes[0].String() != "+ upstream x" {
 		t.Fatalf("good reload = %+v, %v", r, err)
 	}
-	agent.result = ReloadResult{Diagnostics: []Diagnostic{{Severity: SeverityError, Summary: "bad", Line: 3}}, Report: "Error: bad"}
+	agent.result = ReloadResult{Diagnostics: []Diagnostic{{Severity: config.SeverityError, Summary: "bad", Place: config.Place{Line: 3}}}}
 	if r, err = c.Reload(t.Context()); err != nil || r.Applied || r.Diagnostics[0].Line != 3 {
 		t.Fatalf("reload of bad files = %+v, %v", r, err)
 	}
