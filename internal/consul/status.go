@@ -1,0 +1,104 @@
+package consul
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Kind says what a watch looks at.
+type Kind string
+
+// The kinds of watches.
+const (
+	KindService Kind = "service" // endpoints of an upstream
+	KindLeaf    Kind = "leaf"    // certificate of an identity
+	KindRoots   Kind = "roots"   // what to trust
+)
+
+// Status is what the client knows about itself and Consul.
+type Status struct {
+	Address string
+	// Reachable is true when the last request that ended got an answer and at
+	// least one watch, if there are any, is without trouble. It is false
+	// before the first answer.
+	Reachable bool
+	// Contact is when Consul last answered anything; zero is never.
+	Contact time.Time
+	// Error says why Consul is not reachable, "" while it is.
+	Error string
+
+	Queries  uint64 // requests ended since the start
+	Failures uint64 // those that failed, 4xx and unusable answers included
+
+	Watches       []WatchStatus        // by kind, name, datacenter
+	Registrations []RegistrationStatus // in the order of Wanted.Register
+}
+
+// WatchStatus is one watch.
+type WatchStatus struct {
+	Kind       Kind
+	Name       string // service name, "" for the roots
+	Datacenter string
+
+	Index     uint64    // of the last believed answer
+	Confirmed time.Time // last believed answer; zero is never
+	Changed   time.Time // last one that differed from the one before
+	Error     string    // why the last query failed or was not believed, "" if neither
+	Failures  int       // in a row
+	NextTry   time.Time // zero while a query is on its way
+}
+
+// Age returns how long ago the watch was last confirmed. A watch whose Consul
+// is fine is confirmed about once a minute. Never confirmed is a negative age.
+func (w *WatchStatus) Age(now time.Time) time.Duration {
+	if w.Confirmed.IsZero() {
+		return -1
+	}
+	return max(now.Sub(w.Confirmed), 0)
+}
+
+// RegistrationState says how an offered service stands in Consul.
+type RegistrationState string
+
+// The states of a registration.
+const (
+	Waiting    RegistrationState = "waiting"    // nothing known yet
+	Registered RegistrationState = "registered" // service and proxy are ours
+	Adopted    RegistrationState = "adopted"    // somebody registered the service; the proxy is ours
+	Failed     RegistrationState = "failed"     // see Error
+)
+
+// RegistrationStatus is one offered service.
+type RegistrationStatus struct {
+	Service   string
+	ID        string // the instance in Consul, the one somebody else gave if adopted
+	ProxyID   string
+	Port      uint16
+	State     RegistrationState
+	Error     string
+	Confirmed time.Time // when Consul's agent was last seen to have it
+}
+
+// Status returns a copy of the current state. It is cheap and may be called
+// from any goroutine.
+func (c *Client) Status() Status {
+	s := c.via.status()
+	s.Address = c.o.Address
+	c.mu.Lock()
+	for _, w := range c.watches {
+		s.Watches = append(s.Watches, w.status())
+	}
+	c.mu.Unlock()
+	if s.Reachable && len(s.Watches) > 0 {
+		well := slices.ContainsFunc(s.Watches, func(w WatchStatus) bool { return w.Error == "" })
+		if !well {
+			s.Reachable, s.Error = false, s.Watches[0].Error
+		}
+	}
+	slices.SortFunc(s.Watches, func(a, b WatchStatus) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Datacenter, b.Datacenter))
+	})
+	s.Registrations = c.reg.status()
+	return s
+}
