@@ -12,7 +12,7 @@ type Attribute struct {
 	Unit     string // "" when the type says it all
 	Default  string // as written in HCL, or words in parentheses
 	Allowed  string // values or range
-	Reload   Reload
+	Reload   Reload // empty for blocks
 	Meaning  string // one line
 }
 
@@ -26,13 +26,27 @@ const (
 )
 
 // Path returns the dotted name, such as "upstream.limits.max_connections".
-func (a Attribute) Path() string {
-	if a.Block == "" {
-		return a.Name
-	}
-	return a.Block + "." + a.Name
-}
+func (a Attribute) Path() string { return join(a.Block, a.Name) }
 
-// Reference lists every block and attribute that a file may contain, a block
-// before what is inside it.
-func Reference() []Attribute { return nil }
+// Reference lists every block and attribute that a file may contain: a block
+// before what is inside it, the blocks in the order of docs/configuration.md.
+// It is read from the table that the decoder goes by.
+func Reference() []Attribute { return describe(nil, language(), "") }
+
+func describe(list []Attribute, b *block, path string) []Attribute {
+	for i := range b.attrs {
+		a := &b.attrs[i]
+		list = append(list, Attribute{
+			Block: path, Name: a.name, Required: a.required, Type: a.kind.typ, Unit: a.kind.unit,
+			Default: a.def, Allowed: a.kind.allowed, Reload: a.reload, Meaning: a.meaning,
+		})
+	}
+	for _, c := range b.blocks {
+		entry := Attribute{Block: path, Name: c.name, IsBlock: true, Many: c.many, Type: "block", Meaning: c.meaning}
+		if c.label != nil {
+			entry.Label, entry.Allowed = c.label.is, c.label.kind.allowed
+		}
+		list = describe(append(list, entry), c, join(path, c.name))
+	}
+	return list
+}

@@ -1,0 +1,58 @@
+package config
+
+import "strings"
+
+// didYouMean returns ` Did you mean "x"?` for the candidate that given was
+// probably meant to be, or "".
+func didYouMean(given string, candidates []string) string {
+	if s := suggest(given, candidates); s != "" {
+		return " Did you mean \"" + s + "\"?"
+	}
+	return ""
+}
+
+// suggest returns the candidate nearest to given, or "" when none is near. Other
+// habits of writing (camelCase, dashes) are no distance at all.
+func suggest(given string, candidates []string) string {
+	if len(given) > 64 { // nothing in the language is that long, and distance is quadratic
+		return ""
+	}
+	plain := strings.NewReplacer("_", "", "-", "").Replace
+	best, bestDistance := "", 1+max(1, min(2, len(given)/3))
+	for _, c := range candidates {
+		if c == given {
+			continue
+		}
+		if strings.EqualFold(plain(c), plain(given)) {
+			return c
+		}
+		if d := distance(given, c); d < bestDistance {
+			best, bestDistance = c, d
+		}
+	}
+	return best
+}
+
+// distance counts the letters to insert, drop, replace or swap with a
+// neighbour to get from a to b (optimal string alignment).
+func distance(a, b string) int {
+	two, one, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range one {
+		one[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			row[j] = min(one[j]+1, row[j-1]+1, one[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], two[j-2]+1)
+			}
+		}
+		two, one, row = one, row, two
+	}
+	return one[len(b)]
+}
