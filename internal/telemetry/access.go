@@ -10,7 +10,7 @@ import (
 // Access is one exchange as the access log tells it. Empty strings and a zero
 // Status are left out.
 type Access struct {
-	Time      time.Time // when the exchange ended: the time of the line
+	Time      time.Time // when the exchange ended, zero is now: the time of the line
 	Direction Direction
 	Name      string // of the upstream or service
 	Protocol  string
@@ -39,6 +39,9 @@ func AccessLine(log *slog.Logger, e Access) {
 	ctx := context.Background()
 	if !log.Enabled(ctx, slog.LevelInfo) {
 		return
+	}
+	if e.Time.IsZero() {
+		e.Time = time.Now() // handlers leave a zero time out
 	}
 	r := slog.NewRecord(e.Time, slog.LevelInfo, "access", 0)
 	attrs := make([]slog.Attr, 0, 16)
