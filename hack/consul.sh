@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Prints the path of a consul binary of the given version, building it when it is not here yet.
 #
-#   hack/consul.sh VERSION        for example: hack/consul.sh 1.20.1
+#   hack/consul.sh [--find] VERSION        for example: hack/consul.sh 1.20.1
+#
+# With --find nothing is built: exit 1 when there is none yet.
 #
 # Looked for in this order: $MESHD_TEST_CONSUL (taken as it is, must be this version), `consul` in PATH when it
 # is this version, the cache, and at last a build from source with the Go toolchain through the ordinary module
@@ -13,7 +15,12 @@ set -euo pipefail
 say() { printf 'consul.sh: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-[[ $# -eq 1 ]] || die "usage: hack/consul.sh VERSION"
+find=
+if [[ ${1:-} == --find ]]; then
+    find=1
+    shift
+fi
+[[ $# -eq 1 ]] || die "usage: hack/consul.sh [--find] VERSION"
 version=${1#v}
 [[ $version =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]] || die "not a version: $1"
 
@@ -37,11 +44,12 @@ fi
 
 cache=${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/meshd/consul-$version
 binary=$cache/consul
-mkdir -p "$cache"
 if [[ -x $binary ]] && matches "$binary"; then
     echo "$binary"
     exit 0
 fi
+[[ -z $find ]] || die "not in MESHD_TEST_CONSUL, PATH or $cache"
+mkdir -p "$cache"
 
 command -v go >/dev/null || die "no consul $version, and no go to build it with"
 command -v flock >/dev/null || die "flock is missing (package util-linux)"

@@ -1,0 +1,381 @@
+package meshtest
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// firstIndex is where a fake's index starts: well above 1, as in a Consul that
+// has registered itself.
+const firstIndex = 10
+
+// FakeConsul speaks as much of Consul's HTTP API as meshd uses and can be
+// broken on purpose (see Break). Proxies that are registered with it appear in
+// the health of their service; SetService states endpoints without that.
+type FakeConsul struct {
+	Address    string // HOST:PORT
+	Datacenter string // "dc1"
+
+	t      testing.TB
+	server *http.Server
+	served chan struct{} // closed when the server of now has ended
+
+	mu       sync.Mutex // guards what follows
+	index    uint64
+	changed  chan struct{} // closed and replaced with every change
+	ca       *CA
+	roots    []*CA // newest last
+	leafs    map[string]*api.LeafCert
+	stated   map[serviceIn][]*api.ServiceEntry
+	local    map[string]*api.AgentServiceRegistration
+	checks   map[string]string // by service id: status other than passing
+	faults   []*brokenPath
+	requests []string // METHOD PATH
+	tokens   map[string]int
+}
+
+// serviceIn is a service in a datacenter.
+type serviceIn struct{ name, datacenter string }
+
+// NewFakeConsul starts a fake that ends with the test.
+func NewFakeConsul(t testing.TB) *FakeConsul {
+	t.Helper()
+	f := &FakeConsul{
+		t: t, Datacenter: "dc1", index: firstIndex, changed: make(chan struct{}),
+		leafs: make(map[string]*api.LeafCert), stated: make(map[serviceIn][]*api.ServiceEntry),
+		local: make(map[string]*api.AgentServiceRegistration), checks: make(map[string]string),
+		tokens: make(map[string]int),
+	}
+	f.ca = NewCA(t, "11111111-2222-3333-4444-555555555555.consul", f.Datacenter)
+	f.roots = []*CA{f.ca}
+	f.Address = FreeAddr(t).String()
+	f.Up()
+	t.Cleanup(f.Down)
+	return f
+}
+
+// Down closes the port and every connection. It may be called twice.
+func (f *FakeConsul) Down() {
+	f.mu.Lock()
+	server, served := f.server, f.served
+	f.server = nil
+	f.mu.Unlock()
+	if server != nil {
+		server.Close()
+		<-served
+	}
+}
+
+// Up listens again on the same port after Down.
+func (f *FakeConsul) Up() {
+	f.t.Helper()
+	l, err := net.Listen("tcp", f.Address)
+	if err != nil {
+		f.t.Fatalf("meshtest: fake consul: %v", err)
+	}
+	server, served := &http.Server{Handler: f.handler()}, make(chan struct{})
+	f.mu.Lock()
+	f.server, f.served = server, served
+	f.mu.Unlock()
+	go func() { // Down waits for it
+		defer close(served)
+		server.Serve(l)
+	}()
+}
+
+// change runs f with the lock held and lets every waiting query answer.
+func (f *FakeConsul) change(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do()
+	f.index++
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// Index returns the index of now.
+func (f *FakeConsul) Index() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.index
+}
+
+// Rewind sets the index, as a Consul restored from a backup would have it, and
+// lets every waiting query answer with it.
+func (f *FakeConsul) Rewind(index uint64) {
+	f.change(func() { f.index = index - 1 })
+}
+
+// SetService states the endpoints of a service in the fake's datacenter, none
+// for emptiness.
+func (f *FakeConsul) SetService(name string, entries ...*api.ServiceEntry) {
+	f.SetServiceIn(f.Datacenter, name, entries...)
+}
+
+// SetServiceIn is SetService for another datacenter.
+func (f *FakeConsul) SetServiceIn(datacenter, name string, entries ...*api.ServiceEntry) {
+	f.change(func() { f.stated[serviceIn{name, datacenter}] = entries })
+}
+
+// Entry makes an instance for SetService: a proxy on a node of its own, one
+// passing check, weight 1.
+func (f *FakeConsul) Entry(service, id string, at netip.AddrPort, natural uint16) *api.ServiceEntry {
+	return &api.ServiceEntry{
+		Node: &api.Node{Node: "node-" + id, Address: at.Addr().String(), Datacenter: f.Datacenter},
+		Service: &api.AgentService{
+			Kind: api.ServiceKindConnectProxy, ID: id + "-sidecar-proxy", Service: service + "-sidecar-proxy",
+			Address: at.Addr().String(), Port: int(at.Port()), Weights: api.AgentWeights{Passing: 1, Warning: 1},
+			Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: service, DestinationServiceID: id,
+				LocalServiceAddress: "127.0.0.1", LocalServicePort: int(natural)},
+		},
+		Checks: api.HealthChecks{{CheckID: "peer", Name: "peer", Status: api.HealthPassing}},
+	}
+}
+
+// Register puts somebody else's service into the local agent.
+func (f *FakeConsul) Register(reg *api.AgentServiceRegistration) {
+	f.change(func() { f.local[reg.ID] = reg })
+}
+
+// Forget removes a registration behind its owner's back.
+func (f *FakeConsul) Forget(id string) {
+	f.change(func() { delete(f.local, id) })
+}
+
+// Registered returns what is registered with the local agent, by id.
+func (f *FakeConsul) Registered() map[string]*api.AgentServiceRegistration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.local)
+}
+
+// SetCheck sets the status of the checks of a registered id, api.HealthPassing
+// being what they have without it.
+func (f *FakeConsul) SetCheck(id, status string) {
+	f.change(func() { f.checks[id] = status })
+}
+
+// CA returns the CA that signs leafs now.
+func (f *FakeConsul) CA() *CA {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ca
+}
+
+// RenewLeaf replaces the leaf of a service; change, nil for none, has its way
+// with the template.
+func (f *FakeConsul) RenewLeaf(service string, change func(*x509.Certificate)) {
+	f.change(func() { f.leafs[service] = f.issue(service, change) })
+}
+
+// ReplaceCA makes a new CA active and keeps the old root beside it until
+// DropOldRoots. All leafs are made anew.
+func (f *FakeConsul) ReplaceCA() {
+	f.change(func() {
+		f.ca = NewCA(f.t, f.ca.TrustDomain, f.Datacenter)
+		f.roots = append(f.roots, f.ca)
+		for service := range f.leafs {
+			f.leafs[service] = f.issue(service, nil)
+		}
+	})
+}
+
+// DropOldRoots leaves the active root only.
+func (f *FakeConsul) DropOldRoots() {
+	f.change(func() { f.roots = []*CA{f.ca} })
+}
+
+// issue makes a leaf. f.mu is held.
+func (f *FakeConsul) issue(service string, change func(*x509.Certificate)) *api.LeafCert {
+	cert, key := f.ca.LeafPEM(f.t, service, change)
+	return &api.LeafCert{CertPEM: cert, PrivateKeyPEM: key, Service: service, ModifyIndex: f.index + 1}
+}
+
+// Requests counts the requests whose "METHOD /path" begins so, for example
+// "GET /v1/health/".
+func (f *FakeConsul) Requests(prefix string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, r := range f.requests {
+		if strings.HasPrefix(r, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+// Tokens returns the tokens that requests came with and how often; "" is none.
+func (f *FakeConsul) Tokens() map[string]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.tokens)
+}
+
+func (f *FakeConsul) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/health/connect/{name}", f.blocking(func(r *http.Request) any {
+		return f.health(r.PathValue("name"), r.URL.Query().Get("dc"))
+	}))
+	roots := f.blocking(func(*http.Request) any { return f.rootList() })
+	mux.HandleFunc("GET /v1/agent/connect/ca/roots", roots)
+	mux.HandleFunc("GET /v1/connect/ca/roots", roots)
+	mux.HandleFunc("GET /v1/agent/connect/ca/leaf/{name}", f.blocking(func(r *http.Request) any {
+		name := r.PathValue("name")
+		if f.leafs[name] == nil {
+			f.leafs[name] = f.issue(name, nil)
+		}
+		return f.leafs[name]
+	}))
+	mux.HandleFunc("GET /v1/agent/services", func(w http.ResponseWriter, _ *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		all := make(map[string]*api.AgentService)
+		for id, reg := range f.local {
+			all[id] = agentService(reg)
+		}
+		writeJSON(w, all)
+	})
+	mux.HandleFunc("PUT /v1/agent/service/register", func(w http.ResponseWriter, r *http.Request) {
+		var reg api.AgentServiceRegistration
+		if err := json.NewDecoder(r.Body).Decode(&reg); err != nil || reg.Name == "" {
+			http.Error(w, "Request decode failed", http.StatusBadRequest)
+			return
+		}
+		if reg.ID == "" {
+			reg.ID = reg.Name
+		}
+		f.change(func() { f.local[reg.ID] = &reg })
+	})
+	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", func(w http.ResponseWriter, r *http.Request) {
+		id := r.PathValue("id")
+		known := false
+		f.change(func() {
+			_, known = f.local[id]
+			delete(f.local, id)
+		})
+		if !known {
+			http.Error(w, fmt.Sprintf("Unknown service ID %q", id), http.StatusNotFound)
+		}
+	})
+	mux.HandleFunc("GET /v1/status/leader", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, "127.0.0.1:8300") })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		f.requests = append(f.requests, r.Method+" "+r.URL.Path)
+		f.tokens[r.Header.Get("X-Consul-Token")]++
+		fault := f.fault(r)
+		f.mu.Unlock()
+		if fault == nil {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		fault.serve(w, r, mux)
+	})
+}
+
+// maxWait is Consul's own bound on a blocking query.
+const maxWait = 10 * time.Minute
+
+// blocking answers when the index is above the one asked for, or the wait is
+// over. get runs with f.mu held.
+func (f *FakeConsul) blocking(get func(*http.Request) any) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		asked, _ := strconv.ParseUint(r.URL.Query().Get("index"), 10, 64)
+		wait, err := time.ParseDuration(r.URL.Query().Get("wait"))
+		if err != nil || wait > maxWait {
+			wait = maxWait / 2
+		}
+		over := time.NewTimer(wait)
+		defer over.Stop()
+		f.mu.Lock()
+		// A query whose index is above ours waits as well: a real Consul does
+		// not know that its own went back.
+		start := f.index
+		for asked != 0 && f.index <= asked && f.index >= start {
+			changed := f.changed
+			f.mu.Unlock()
+			select {
+			case <-changed:
+			case <-r.Context().Done():
+				return
+			case <-over.C:
+				asked = 0
+			}
+			f.mu.Lock()
+		}
+		index, body := f.index, get(r)
+		f.mu.Unlock()
+		w.Header().Set("X-Consul-Index", strconv.FormatUint(index, 10))
+		w.Header().Set("X-Consul-KnownLeader", "true")
+		w.Header().Set("X-Consul-LastContact", "0")
+		writeJSON(w, body)
+	}
+}
+
+// health lists what is stated and what is registered. f.mu is held.
+func (f *FakeConsul) health(name, datacenter string) []*api.ServiceEntry {
+	if datacenter == "" {
+		datacenter = f.Datacenter
+	}
+	all := slices.Clone(f.stated[serviceIn{name, datacenter}])
+	if all == nil {
+		all = []*api.ServiceEntry{}
+	}
+	if datacenter != f.Datacenter {
+		return all
+	}
+	for _, id := range slices.Sorted(maps.Keys(f.local)) {
+		reg := f.local[id]
+		if reg.Kind != api.ServiceKindConnectProxy || reg.Proxy == nil || reg.Proxy.DestinationServiceName != name {
+			continue
+		}
+		status := api.HealthPassing
+		if s := f.checks[id]; s != "" {
+			status = s
+		}
+		all = append(all, &api.ServiceEntry{
+			Node:    &api.Node{Node: "fake", Address: "127.0.0.1", Datacenter: f.Datacenter},
+			Service: agentService(reg),
+			Checks:  api.HealthChecks{{CheckID: "service:" + id, ServiceID: id, Status: status}},
+		})
+	}
+	return all
+}
+
+// rootList is what Consul trusts. f.mu is held.
+func (f *FakeConsul) rootList() *api.CARootList {
+	list := &api.CARootList{TrustDomain: f.ca.TrustDomain}
+	for i, ca := range f.roots {
+		id := fmt.Sprintf("root-%d", i)
+		if ca == f.ca {
+			list.ActiveRootID = id
+		}
+		list.Roots = append(list.Roots, &api.CARoot{ID: id, Name: id, RootCertPEM: ca.RootPEM(), Active: ca == f.ca})
+	}
+	return list
+}
+
+func agentService(reg *api.AgentServiceRegistration) *api.AgentService {
+	return &api.AgentService{
+		Kind: reg.Kind, ID: reg.ID, Service: reg.Name, Tags: reg.Tags, Meta: reg.Meta, Port: reg.Port,
+		Address: reg.Address, Weights: api.AgentWeights{Passing: 1, Warning: 1}, Proxy: reg.Proxy, Connect: reg.Connect,
+	}
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(v)
+}
