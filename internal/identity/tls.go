@@ -15,6 +15,9 @@ import (
 // handshake. With TLS 1.3 the handshake returns before the peer has looked at
 // our leaf: its refusal comes out of the first Read, see [RefusedByPeer].
 func (s *Store) ClientConfig(caller string, want Name) (*tls.Config, error) {
+	if want.Service == "" {
+		return nil, refuse(UnknownService, "no service is asked for")
+	}
 	own, ok := s.leaf(caller)
 	if !ok {
 		return nil, refuse(NoLeaf, "service %q has no certificate yet", caller)
