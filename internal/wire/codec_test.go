@@ -289,6 +289,7 @@ func TestFieldRules(t *testing.T) {
 		want   error
 	}{
 		{200, known(mesh.TE, "trailers"), nil},
+		{200, known(mesh.TE, "Trailers"), nil},
 		{200, known(mesh.TE, "trailers, gzip"), errConnection},
 		{101, known(mesh.Upgrade, "websocket"), nil},
 		{200, known(mesh.Upgrade, "websocket"), errConnection},

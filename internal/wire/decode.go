@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"time"
 
@@ -206,7 +207,7 @@ func check(r rule, value []byte, length bool) error {
 		return errConnection
 	case r&ruleNoTrailer != 0:
 		return errTrailer
-	case r&ruleTE != 0 && string(value) != "trailers":
+	case r&ruleTE != 0 && !bytes.EqualFold(value, []byte("trailers")):
 		return errConnection
 	case r&ruleLength != 0 && (length || !validLength(value)):
 		return errLength
