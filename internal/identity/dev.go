@@ -15,7 +15,9 @@ const (
 	devRootLife = 10 * 365 * 24 * time.Hour // as Consul's root: nobody renews it here
 	devLeafLife = 24 * time.Hour            // short enough that renewal is exercised on any host that stays up
 	devBackdate = 5 * time.Minute           // clocks of two laptops differ
-	devRetry    = time.Minute               // after a renewal that failed; a third of a day is left then
+	// devCheck is how often Run looks, and so when it tries again after a
+	// failure. It is short because timers stand still while a laptop sleeps.
+	devCheck = time.Minute
 )
 
 // DevDatacenter is the datacenter in the names that [Dev] issues.
@@ -109,16 +111,16 @@ func (d *Dev) Run(ctx context.Context) error {
 	}
 }
 
-// renew issues what is due and returns how long nothing will be.
+// renew issues what is due and returns when to look again.
 func (d *Dev) renew(now time.Time) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	next := now.Add(devLeafLife)
+	next := now.Add(devCheck)
 	for service, at := range d.due {
 		if !at.After(now) {
 			if err := d.issue(service); err != nil {
 				d.log.Error("certificate not renewed, the old one stays", "service", service, "error", err)
-				d.due[service] = now.Add(devRetry)
+				d.due[service] = now.Add(devCheck)
 			} else {
 				d.log.Info("certificate renewed", "service", service)
 			}
