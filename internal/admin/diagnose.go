@@ -183,7 +183,7 @@ func (d *diagnosis) upstream(u *Upstream) {
 			"is the service registered, and is the name right?"+defined)
 	case u.Healthy == 0:
 		d.err(fmt.Sprintf("%s has no healthy endpoint", name),
-			fmt.Sprintf("%s lists %d of service %q, all unhealthy", cmp.Or(u.Source, "the catalog"), len(u.Endpoints), u.Destination), "look at the checks of the service")
+			fmt.Sprintf("%s lists instances of service %q, but all %d are unhealthy", cmp.Or(u.Source, "the catalog"), u.Destination, len(u.Endpoints)), "look at the checks of the service"+defined)
 	case usable == 0:
 		d.err(fmt.Sprintf("%s has no usable endpoint", name), fmt.Sprintf("the breakers of %d endpoints are open", open),
 			"the access log or meshd_requests_total names the outcomes")

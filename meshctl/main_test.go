@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"meshd/internal/admin"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"meshctl": main})
+}
+
+// The scripts tell how meshctl looks from outside: output, exit code, streams.
+// Two words are ours:
+//
+//	agent FILE   runs an agent whose status, reload result and so on are those
+//	             of the JSON file; $MESHD_SOCKET points at it
+//	exits N COMMAND...   runs and wants this exit code
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("MESHD_SOCKET", filepath.Join(e.WorkDir, "meshd.sock"))
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"agent": runAgent,
+			"exits": exits,
+		},
+	})
+}
+
+// exits runs a command and compares its exit code. It leaves stdout and stderr
+// for cmp and stdout as exec does.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 || len(args[0]) != 1 {
+		ts.Fatalf("usage: exits CODE COMMAND...")
+	}
+	want := int(args[0][0] - '0')
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	var e interface{ ExitCode() int }
+	switch {
+	case errors.As(err, &e):
+		got = e.ExitCode()
+	case err != nil:
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// scripted is the fake agent.
+type scripted struct {
+	State  admin.Status       `json:"status"`
+	Result admin.ReloadResult `json:"reload"`
+	Refuse string             `json:"refuse"` // error of Reload
+}
+
+func (s *scripted) Status() admin.Status { return s.State }
+func (s *scripted) Reload(context.Context) (admin.ReloadResult, error) {
+	if s.Refuse != "" {
+		return admin.ReloadResult{}, errors.New(s.Refuse)
+	}
+	return s.Result, nil
+}
+func (s *scripted) Ready() (bool, []string) { return s.State.Ready, s.State.Waiting }
+func (s *scripted) Version() admin.Version  { return s.State.Version }
+
+// runAgent starts the fake agent for the rest of the script, in place of the
+// one before.
+func runAgent(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: agent FILE")
+	}
+	a := new(scripted)
+	d := json.NewDecoder(bytes.NewReader([]byte(ts.ReadFile(args[0]))))
+	d.DisallowUnknownFields()
+	ts.Check(d.Decode(a))
+	socket := ts.Getenv("MESHD_SOCKET")
+	s, err := admin.New(admin.Options{Agent: a, Socket: socket})
+	ts.Check(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	ts.Defer(func() {
+		cancel()
+		if err := <-done; err != nil {
+			ts.Logf("agent: %v", err)
+		}
+	})
+}
