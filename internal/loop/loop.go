@@ -2,6 +2,7 @@ package loop
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -234,13 +235,14 @@ func (l *Loop) Post(f func()) bool {
 // wakeLocked makes a waiting loop turn. The lock and ended make sure that the
 // descriptor is still ours.
 func (l *Loop) wakeLocked() {
-	if _, errno := Write(l.wakeup, one[:]); errno != 0 {
+	if _, errno := Write(l.wakeup, one); errno != 0 {
 		l.opt.Log.Error("cannot wake event loop", "loop", l.opt.Index, "error", errno)
 	}
 }
 
-// one is what an eventfd takes: eight bytes in host order, any value but zero.
-var one = [8]byte{1, 1, 1, 1, 1, 1, 1, 1}
+// one is what an eventfd takes: a number of eight bytes in host order. It must
+// be small, since nobody takes the sum out again.
+var one = binary.NativeEndian.AppendUint64(nil, 1)
 
 // Run turns until ctx is done, then runs the tasks that were posted before and
 // closes the loop's own descriptors. Those added by handlers stay theirs to
