@@ -468,7 +468,8 @@ func TestPool(t *testing.T) {
 type echo struct {
 	l       *Loop
 	fd      int
-	pending []byte
+	pending []byte // of buffer
+	buffer  []byte
 }
 
 func (e *echo) Ready(Events) {
@@ -492,7 +493,8 @@ func (e *echo) Ready(Events) {
 			e.l.Drop(e.fd)
 			return
 		}
-		e.pending = append(e.pending[:0], e.l.Scratch()[:n]...)
+		e.buffer = append(e.buffer[:0], e.l.Scratch()[:n]...)
+		e.pending = e.buffer
 	}
 }
 
