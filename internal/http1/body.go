@@ -16,7 +16,7 @@ type Body struct {
 	digits uint8 // of the chunk size so far
 	left   int64 // of the body with a length, or of the chunk
 	line   int   // bytes of the chunk-size line so far
-	excess int   // extension bytes ahead of the payload, see maxChunkExcess
+	excess int   // bytes of chunk-size lines ahead of the payload, see maxChunkExcess
 
 	maxLine, maxTrailer, maxFields int
 
@@ -165,7 +165,7 @@ func (d *Body) octet(c byte) error {
 			d.state = chunkSizeLF
 		case c == ';':
 			d.state = chunkExtension
-			return d.extend()
+			return d.lengthen()
 		default:
 			return ErrChunkSize
 		}
@@ -176,7 +176,7 @@ func (d *Body) octet(c byte) error {
 		case c < 0x20 && c != '\t' || c == 0x7f:
 			return ErrControl
 		default:
-			return d.extend()
+			return d.lengthen()
 		}
 	case chunkSizeLF:
 		if c != '\n' {
@@ -204,18 +204,12 @@ func (d *Body) lengthen() error {
 	return nil
 }
 
-func (d *Body) extend() error {
-	d.excess++
-	return d.lengthen()
-}
-
 // begin starts the chunk whose size line has ended.
 func (d *Body) begin() error {
-	if d.excess > 0 {
-		d.excess = int(max(0, int64(d.excess)-chunkAllowance-2*min(d.left, maxChunkExcess)))
-		if d.excess > maxChunkExcess {
-			return ErrChunkOverhead
-		}
+	const lineEnd = 2
+	d.excess += d.line + lineEnd - chunkAllowance - 2*int(min(d.left, maxChunkExcess))
+	if d.excess = max(d.excess, 0); d.excess > maxChunkExcess {
+		return ErrChunkOverhead
 	}
 	d.digits, d.line = 0, 0
 	if d.left == 0 {

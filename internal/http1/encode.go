@@ -69,7 +69,7 @@ func AppendResponseHead(dst []byte, h *mesh.Head, framing Framing, closeAfter bo
 	return appendFraming(dst, framing)
 }
 
-// Connection options to write.
+// Connection options to write, a set.
 const (
 	optionUpgrade = 1 << iota
 	optionTE
@@ -77,7 +77,7 @@ const (
 	optionKeepAlive
 )
 
-var optionNames = [...]string{"upgrade", "te", "close", "keep-alive"}
+var optionNames = [...]string{", upgrade", ", te", ", close", ", keep-alive"}
 
 // appendFields appends all fields that are not remade. It returns the
 // connection options that they ask for.
@@ -116,19 +116,15 @@ func appendOptions(dst []byte, options uint8) []byte {
 	if options == 0 {
 		return dst
 	}
-	dst = append(dst, "connection: "...)
+	dst = append(dst, "connection:"...)
+	comma := len(dst)
 	for i, name := range optionNames {
-		if options&(1<<i) == 0 {
-			continue
+		if options&(1<<i) != 0 {
+			dst = append(dst, name...)
 		}
-		dst = append(dst, name...)
-		if options >>= i + 1; options != 0 {
-			options <<= i + 1
-			dst = append(dst, ", "...)
-			continue
-		}
-		break
 	}
+	// The comma in front of the first name is one too many.
+	dst = append(dst[:comma], dst[comma+1:]...)
 	return append(dst, '\r', '\n')
 }
 

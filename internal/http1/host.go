@@ -12,7 +12,10 @@ var hostOctet = func() (t [256]bool) {
 	return t
 }()
 
-const maxPort = 1<<16 - 1
+const (
+	maxPort    = 1<<16 - 1
+	ipv6Groups = 8
+)
 
 // validHost checks the value of a Host field: uri-host [ ":" port ] (RFC 9110,
 // section 7.2). The empty value is valid; a port needs a host.
@@ -61,7 +64,6 @@ func validPort(b []byte) bool {
 // without a zone. net/netip would do, but its errors keep the text, and so it
 // would have to be copied for each request.
 func validIPv6(b []byte) bool {
-	const groups = 8
 	count, short := 0, false // groups seen; whether "::" was
 	i := 0
 	if len(b) >= 2 && b[0] == ':' && b[1] == ':' {
@@ -69,7 +71,7 @@ func validIPv6(b []byte) bool {
 		i = 2
 	}
 	for i < len(b) {
-		if count == groups {
+		if count == ipv6Groups {
 			return false
 		}
 		start := i
@@ -82,7 +84,7 @@ func validIPv6(b []byte) bool {
 		if i < len(b) && b[i] == '.' {
 			// The last two groups as an IPv4 address.
 			count += 2
-			return validIPv4(b[start:]) && (count == groups || short && count < groups)
+			return validIPv4(b[start:]) && filled(count, short)
 		}
 		count++
 		if i == len(b) {
@@ -100,7 +102,16 @@ func validIPv6(b []byte) bool {
 			i++
 		}
 	}
-	return count == groups || short && count < groups
+	return filled(count, short)
+}
+
+// filled tells whether that many groups make an address: all eight, or fewer
+// where "::" stands for at least one.
+func filled(count int, short bool) bool {
+	if short {
+		return count < ipv6Groups
+	}
+	return count == ipv6Groups
 }
 
 // validIPv4 checks four decimal numbers below 256 without leading zeros.

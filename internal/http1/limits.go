@@ -38,10 +38,10 @@ const (
 	// maxChunkDigits keeps a chunk size inside an int64 without looking: 15
 	// hexadecimal digits are 60 bits. Leading zeros count.
 	maxChunkDigits = 15
-	// maxChunkExcess bounds the bytes of chunk extensions that a body may run
-	// ahead of its payload: a sender must not be able to keep a reader busy
-	// without sending anything. chunkAllowance is forgiven per chunk, and twice
-	// the payload. The same figures as net/http.
+	// maxChunkExcess bounds how far the chunk-size lines of a body, extensions
+	// above all, may run ahead of its payload: a sender must not be able to keep
+	// a reader busy without sending anything. chunkAllowance is forgiven per
+	// chunk, and twice its payload. The figures are those of net/http.
 	maxChunkExcess = 16 << 10
 	chunkAllowance = 16
 )

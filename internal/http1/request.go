@@ -57,7 +57,7 @@ func (r *Request) Parse(head []byte, lim Limits) error {
 	}
 	r.Close = s.close || r.Minor == 0 && !s.keepAlive
 	r.Expect100 = s.expects
-	if s.upgrades && r.Minor > 0 {
+	if s.upgrades && r.Minor > 0 && len(s.upgrade) > 0 {
 		r.Upgrade = s.upgrade
 	}
 	return nil

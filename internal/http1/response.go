@@ -20,8 +20,8 @@ type Response struct {
 	Length int64
 	// Close: the connection cannot be used again after this response.
 	Close bool
-	// Upgrade is the value of the Upgrade field: the protocol switched to in a
-	// 101, those on offer in a 426. Else nil.
+	// Upgrade is the value of the Upgrade field if Connection lists it or the
+	// status is 426: the protocol switched to, or those on offer. Else nil.
 	Upgrade []byte
 }
 
@@ -44,7 +44,9 @@ func (r *Response) Parse(head []byte, requestMethod []byte, lim Limits) error {
 	}
 	r.Fields = s.fields
 	r.Close = s.close || r.Minor == 0 && !s.keepAlive
-	r.Upgrade = s.upgrade
+	if (s.upgrades || r.Status == 426) && len(s.upgrade) > 0 {
+		r.Upgrade = s.upgrade
+	}
 	return r.frame(&s, requestMethod)
 }
 

@@ -1,16 +1,13 @@
 package http1
 
-// maxLeadingLines is how many empty lines before a request are skipped: old
-// clients send one after a body (RFC 9112, section 2.2), and one more is
-// harmless.
-const maxLeadingLines = 2
-
 // LeadingCRLF returns how many bytes of empty lines stand in front of a
-// request. Call it while nothing of the head was scanned yet (ScanHead was not
-// called or last returned next 0), and drop the bytes.
+// request: old clients send one behind a body (RFC 9112, section 2.2). Call it
+// while nothing of the head was scanned yet (ScanHead was not called or last
+// returned next 0), and drop the bytes. They are no request: the time that a
+// client has for its head does not start anew because of them.
 func LeadingCRLF(b []byte) int {
 	n := 0
-	for n < 2*maxLeadingLines && len(b) >= n+2 && b[n] == '\r' && b[n+1] == '\n' {
+	for len(b) >= n+2 && b[n] == '\r' && b[n+1] == '\n' {
 		n += 2
 	}
 	return n
