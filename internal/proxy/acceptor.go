@@ -1,0 +1,204 @@
+package proxy
+
+import (
+	"net/netip"
+	"syscall"
+
+	"meshd/internal/loop"
+	"meshd/internal/mesh"
+	"meshd/internal/telemetry"
+)
+
+// acceptor is one listening socket of an upstream. It lives on the first loop,
+// which passes connections on when it has no time for them.
+type acceptor struct {
+	p     *Proxy
+	addr  netip.AddrPort
+	fd    int
+	st    *upstreamState
+	tcp   bool
+	timer loop.Timer
+	w     *worker // nil until it is on its loop
+}
+
+// Ready accepts what waits, up to a batch.
+func (a *acceptor) Ready(ev loop.Events) {
+	if a.fd < 0 || ev&(loop.Readable|loop.Failed) == 0 {
+		return
+	}
+	for n := 0; ; n++ {
+		if n == acceptBatch {
+			a.w.loop.Again(a, loop.Readable)
+			return
+		}
+		fd, _, errno := loop.Accept(a.fd)
+		switch errno {
+		case 0:
+			a.place(fd)
+		case syscall.EAGAIN:
+			return
+		case syscall.ECONNABORTED, syscall.EPROTO, syscall.EPERM:
+			continue // of this one connection
+		default:
+			// No descriptors or no memory: trying at once would only burn the
+			// loop. Edges do not repeat, so the timer has to look again.
+			a.w.log.Error("cannot accept connections", "upstream", a.st.name, "address", a.addr.String(), "error", errno)
+			a.w.loop.Arm(&a.timer, a.w.loop.Now()+int64(acceptPause))
+			return
+		}
+	}
+}
+
+// Expired tries again after an error of the host.
+func (a *acceptor) Expired(*loop.Timer) { a.Ready(loop.Readable) }
+
+// place gives the connection to a loop: the first one that has time for it.
+func (a *acceptor) place(fd int) {
+	st, tcp := a.st, a.tcp
+	if w := a.p.choose(); w != a.w {
+		if w.loop.Post(func() { w.take(fd, st, tcp) }) {
+			return
+		}
+	}
+	a.w.take(fd, st, tcp)
+}
+
+// take begins the connection on this loop.
+func (w *worker) take(fd int, st *upstreamState, tcp bool) {
+	if w.draining {
+		loop.Close(fd)
+		return
+	}
+	if plan := w.pic.out(st.slot); plan != nil && plan.st == st {
+		if !take(&st.usage.connections, plan.Limits.MaxConnections) {
+			st.shards[w.loop.Index()].Exchange(uint8(Overflow), 0, 0)
+			loop.Abort(fd)
+			return
+		}
+	} else {
+		st.usage.connections.Add(1)
+	}
+	if tcp {
+		w.acceptTCP(fd, st)
+	} else {
+		w.acceptHTTP(fd, st)
+	}
+}
+
+// adopt registers an accepted connection, whose place take has counted.
+func (w *worker) adopt(h loop.Handler, fd int, c closer, shard *telemetry.Shard, u *usage) bool {
+	if err := w.loop.Add(fd, h); err != nil {
+		w.log.Error("cannot watch a connection", "error", err)
+		u.connections.Add(-1)
+		loop.Close(fd)
+		return false
+	}
+	w.conns[c] = struct{}{}
+	shard.ConnOpened()
+	return true
+}
+
+// release is the end of what adopt began.
+func (w *worker) release(c closer, shard *telemetry.Shard, u *usage) {
+	delete(w.conns, c)
+	u.connections.Add(-1)
+	shard.ConnClosed()
+}
+
+// choose returns the loop for a new connection: the first that is not
+// overloaded, else the least loaded. Every further loop costs some of the gain
+// of batching, so it gets work only when those before it are full.
+func (p *Proxy) choose() *worker {
+	best := p.workers[0]
+	low := best.loop.Load()
+	for _, w := range p.workers {
+		load := w.loop.Load()
+		if load < overloadLoad {
+			return w
+		}
+		if load < low {
+			best, low = w, load
+		}
+	}
+	return best
+}
+
+// ListenerState is how a listener of an upstream fares.
+type ListenerState struct {
+	Upstream string
+	Address  netip.AddrPort
+	Err      error // nil while it listens
+}
+
+// Prepare binds the addresses of s that are not bound yet and returns all that
+// s asks for. A taken address fails by itself; calling Prepare again tries it
+// again. Sockets that s does not need stay until Publish.
+func (p *Proxy) Prepare(s *mesh.Snapshot) []ListenerState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var states []ListenerState
+	for _, o := range s.Outbound {
+		for _, addr := range o.Binds {
+			st := ListenerState{Upstream: o.Name, Address: addr}
+			if p.listeners[addr] == nil {
+				fd, _, err := loop.Listen(addr)
+				if err == nil {
+					p.listeners[addr] = &acceptor{p: p, addr: addr, fd: fd}
+				}
+				st.Err = err
+			}
+			states = append(states, st)
+		}
+	}
+	return states
+}
+
+// install points every bound listener at its upstream in pic and closes those
+// that pic has no use for. p.mu is held.
+func (p *Proxy) install(pic *picture) {
+	type use struct {
+		st  *upstreamState
+		tcp bool
+	}
+	wanted := make(map[netip.AddrPort]use)
+	for _, o := range pic.outbound {
+		if o != nil {
+			for _, addr := range o.Binds {
+				wanted[addr] = use{o.st, o.Protocol == mesh.TCP}
+			}
+		}
+	}
+	first := p.workers[0]
+	for addr, a := range p.listeners {
+		u, ok := wanted[addr]
+		if !ok {
+			delete(p.listeners, addr)
+			if !first.loop.Post(a.shut) {
+				a.shut()
+			}
+			continue
+		}
+		first.loop.Post(func() {
+			a.st, a.tcp = u.st, u.tcp
+			if a.w == nil {
+				a.w = first
+				a.timer.Owner = a
+				if err := first.loop.Add(a.fd, a); err != nil {
+					first.log.Error("cannot watch a listener", "address", addr.String(), "error", err)
+				}
+			}
+		})
+	}
+}
+
+func (a *acceptor) shut() {
+	if a.fd < 0 {
+		return
+	}
+	if a.w != nil {
+		a.w.loop.Disarm(&a.timer)
+		a.w.loop.Remove(a.fd)
+	}
+	loop.Close(a.fd)
+	a.fd = -1
+}

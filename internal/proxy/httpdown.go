@@ -1,0 +1,629 @@
+package proxy
+
+import (
+	"errors"
+	"strconv"
+	"syscall"
+
+	"meshd/internal/http1"
+	"meshd/internal/loop"
+	"meshd/internal/mesh"
+	"meshd/internal/wire"
+)
+
+// downHTTP is a connection that an application of this host opened to an
+// upstream and speaks HTTP/1 on. One exchange runs at a time; requests that
+// are pipelined behind it wait unread.
+//
+//	head ──> body ──> wait ──> head      (keep-alive)
+//	  │        │        └────> linger ──> closed
+//	  └────────┴──── error ────^
+type downHTTP struct {
+	sock
+	st    *upstreamState
+	state downState
+	scan  int // where http1.ScanHead goes on
+	body  http1.Body
+	x     exchange
+
+	minor      int8
+	headOnly   bool  // the request was HEAD
+	closeAfter bool  // after this exchange
+	answered   bool  // the response is complete in out
+	chunked    bool  // the response is sent in chunks
+	remain     int64 // of a response with content-length; -1 is any
+	carry      int   // body bytes in out that were not told as delivered
+
+	timer     loop.Timer
+	timerAt   int64
+	headStart int64 // loop time of a head's first byte; 0 while there is none
+	idleFrom  int64
+	lingering int // bytes thrown away so far
+	starved   bool
+}
+
+type downState uint8
+
+const (
+	downHead downState = iota
+	downBody
+	downWait
+	downLinger
+	downClosed
+)
+
+var limits1 = http1.DefaultLimits()
+
+// acceptHTTP takes over an accepted connection.
+func (w *worker) acceptHTTP(fd int, st *upstreamState) {
+	c := &downHTTP{st: st, idleFrom: w.loop.Now()}
+	c.sock = sock{w: w, fd: fd, writable: true}
+	c.timer.Owner = c
+	if !w.adopt(c, fd, c, st.shards[w.loop.Index()], &st.usage) {
+		return
+	}
+	c.arm()
+}
+
+// Ready is told that the socket may be read or written.
+func (c *downHTTP) Ready(ev loop.Events) {
+	if c.fd < 0 {
+		return
+	}
+	c.note(ev)
+	if ev&loop.Writable != 0 && c.pending() > 0 {
+		c.w.markDirty(c)
+	}
+	if ev&loop.Failed != 0 && c.state == downWait {
+		// Nothing is read while an answer is awaited, so a reset is found here.
+		if loop.SocketError(c.fd) != 0 {
+			c.gone()
+			return
+		}
+	}
+	c.run()
+}
+
+// run reads and parses as far as there is room for what comes of it.
+func (c *downHTTP) run() {
+	if c.fd < 0 {
+		return
+	}
+	if c.answered {
+		if c.pending() > 0 && c.closeAfter {
+			return // flush goes on
+		}
+		if !c.next() {
+			return
+		}
+	}
+	if len(c.in) > 0 && c.wants() {
+		if !c.take(c.in) {
+			return
+		}
+	}
+	for n := 0; c.readable && c.wants(); n++ {
+		if n == readsPerRun {
+			c.w.loop.Again(c, 0)
+			return
+		}
+		limit := readChunk
+		if c.state == downBody {
+			limit = min(limit, c.x.up.room())
+		}
+		b, errno := c.read(limit)
+		if errno == syscall.EAGAIN {
+			return
+		}
+		if errno != 0 {
+			c.gone()
+			return
+		}
+		if c.eof {
+			c.ended()
+			return
+		}
+		if !c.take(b) {
+			return
+		}
+	}
+}
+
+// wants tells whether bytes could be used now.
+func (c *downHTTP) wants() bool {
+	switch c.state {
+	case downHead, downLinger:
+		return true
+	case downBody:
+		if c.x.up == nil || c.x.up.room() <= 0 {
+			c.starved = true
+			return false
+		}
+		return true
+	}
+	return false
+}
+
+// take consumes b and keeps the rest. It reports whether the connection lives.
+func (c *downHTTP) take(b []byte) bool {
+	rest := c.consume(b)
+	if c.fd < 0 {
+		return false
+	}
+	c.keep(rest)
+	return true
+}
+
+func (c *downHTTP) consume(b []byte) []byte {
+	for len(b) > 0 && c.fd >= 0 {
+		switch c.state {
+		case downHead:
+			if c.scan == 0 {
+				b = b[http1.LeadingCRLF(b):]
+			}
+			end, next, err := http1.ScanHead(b, c.scan, limits1.HeadBytes)
+			if err != nil {
+				c.refuse(err)
+				return nil
+			}
+			if end == 0 {
+				c.scan = next
+				if c.headStart == 0 && len(b) > 0 {
+					c.headStart = c.w.loop.Now()
+					c.arm()
+				}
+				return b
+			}
+			c.scan, c.headStart = 0, 0
+			head := b[:end]
+			b = b[end:]
+			c.request(head)
+		case downBody:
+			if c.x.up == nil {
+				return b
+			}
+			room := c.x.up.room()
+			if room <= 0 {
+				c.starved = true
+				return b
+			}
+			data, n, err := c.body.Next(b[:min(len(b), room)])
+			b = b[n:]
+			if err != nil {
+				c.broken()
+				return nil
+			}
+			switch {
+			case c.body.Done():
+				c.state = downWait
+				t := c.body.Trailers(c.w.tbuf[:0])
+				c.w.tbuf = t
+				if len(t) > 0 {
+					if len(data) > 0 {
+						c.x.fromDownData(data, false)
+					}
+					c.x.fromDownTrailers(t)
+				} else {
+					c.x.fromDownData(data, true)
+				}
+			case len(data) > 0:
+				c.x.fromDownData(data, false)
+			case n == 0:
+				return b
+			}
+		case downLinger:
+			if c.lingering += len(b); c.lingering > lingerBytes {
+				c.kill()
+			}
+			return nil
+		default:
+			return b
+		}
+	}
+	return b
+}
+
+// request begins the exchange of one parsed head.
+func (c *downHTTP) request(head []byte) {
+	w, r := c.w, &c.w.req
+	if err := r.Parse(head, limits1); err != nil {
+		c.refuse(err)
+		return
+	}
+	c.minor, c.closeAfter = int8(r.Minor), r.Close || w.draining
+	c.headOnly = string(r.Method) == "HEAD"
+	c.answered, c.chunked, c.remain = false, false, -1
+	c.state = downWait
+	if r.Length != 0 {
+		c.state = downBody
+		c.body = http1.NewBody(r.Length, limits1)
+	}
+	plan := w.pic.out(c.st.slot)
+	if plan == nil || plan.st != c.st {
+		// The upstream was removed while the connection was idle.
+		c.x.begin(w, c, false)
+		c.x.shard = c.st.shards[w.loop.Index()]
+		c.x.finish(NoEndpoints)
+		return
+	}
+	if !c.x.beginOutbound(w, c, plan, false) {
+		c.x.finish(Overflow)
+		return
+	}
+	c.arm()
+	c.x.note(&r.Head)
+	if string(r.Method) == "CONNECT" {
+		c.x.finish(BadRequest)
+		return
+	}
+	o := &w.open
+	o.Head, o.Kind, o.Unit = r.Head, wire.KindHTTP, nil
+	o.Upgrade = nil
+	o.Scheme = schemeHTTP
+	c.x.open(o, c.state == downWait)
+}
+
+var schemeHTTP = []byte("http")
+
+// refuse answers a request that is no HTTP, without asking anybody.
+func (c *downHTTP) refuse(err error) {
+	status := 400
+	var reason string
+	if he, ok := errors.AsType[*http1.Error](err); ok {
+		status, reason = he.Status, he.Reason
+	}
+	c.state, c.minor, c.closeAfter, c.headOnly = downWait, 1, true, false
+	x := &c.x
+	x.begin(c.w, c, false)
+	x.plan = c.w.pic.out(c.st.slot)
+	x.shard = c.st.shards[c.w.loop.Index()]
+	x.status = status
+	x.reqEnd = true
+	c.answer(status, BadRequest, reason)
+	x.record(BadRequest)
+	c.w.later(c)
+}
+
+// broken ends a request whose body breaks the framing.
+func (c *downHTTP) broken() {
+	c.closeAfter = true
+	c.state = downWait
+	if c.x.running {
+		c.x.finish(BadRequest)
+	}
+}
+
+// gone ends a connection that the application broke.
+func (c *downHTTP) gone() {
+	x := &c.x
+	c.shut(false)
+	x.fromDownGone(ClientClosed)
+}
+
+// ended is the end of what the application sends.
+func (c *downHTTP) ended() {
+	switch c.state {
+	case downHead, downLinger:
+		c.shut(false)
+	case downBody:
+		if c.body.EOF() != nil {
+			c.gone()
+		}
+	default:
+		// A client that sent its request and closed its writing half wants the
+		// answer; it cannot send another request.
+		c.closeAfter = true
+	}
+}
+
+// next goes on after a complete response. It reports false when the
+// connection does not.
+func (c *downHTTP) next() bool {
+	c.answered = false
+	if c.closeAfter || c.eof {
+		if c.pending() > 0 {
+			c.closeAfter, c.answered = true, true
+			return false
+		}
+		c.linger()
+		return c.fd >= 0
+	}
+	c.state, c.scan, c.headStart, c.idleFrom = downHead, 0, 0, c.w.loop.Now()
+	c.arm()
+	return true
+}
+
+// linger closes the connection so that what was written arrives: bytes of the
+// client that nobody reads would make the kernel destroy the answer.
+func (c *downHTTP) linger() {
+	if c.eof || (!c.peerClosed && !c.readable && len(c.in) == 0 && c.x.reqEnd) {
+		c.shut(false)
+		return
+	}
+	c.state = downLinger
+	loop.ShutdownWrite(c.fd)
+	c.w.loop.Arm(&c.timer, c.w.loop.Now()+int64(lingerTimeout))
+}
+
+func (c *downHTTP) shut(abort bool) {
+	if c.fd < 0 {
+		return
+	}
+	c.state = downClosed
+	c.w.loop.Disarm(&c.timer)
+	c.close(abort)
+	c.w.release(c, c.st.shards[c.w.loop.Index()], &c.st.usage)
+}
+
+// arm sets the timer to the first moment at which something may be due. It is
+// only moved forward: when it fires early it is set anew, which costs less than
+// moving it with every byte.
+func (c *downHTTP) arm() {
+	var at int64
+	switch {
+	case c.state == downHead && c.headStart != 0:
+		at = c.headStart + int64(headerTimeout)
+	case c.state == downHead:
+		at = c.idleFrom + int64(c.idleLimit())
+		if c.idleLimit() == 0 {
+			return
+		}
+	case c.x.running:
+		at, _ = c.x.dueAt()
+	}
+	if at != 0 && (!c.timer.Armed() || at < c.timerAt) {
+		c.timerAt = at
+		c.w.loop.Arm(&c.timer, at)
+	}
+}
+
+func (c *downHTTP) idleLimit() (d int64) {
+	if plan := c.w.pic.out(c.st.slot); plan != nil && plan.st == c.st {
+		return int64(plan.IdleTimeout)
+	}
+	return 0
+}
+
+// Expired looks what is due.
+func (c *downHTTP) Expired(*loop.Timer) {
+	now := c.w.loop.Now()
+	switch {
+	case c.fd < 0:
+	case c.state == downLinger:
+		c.shut(false)
+	case c.state == downHead && c.headStart != 0:
+		if now >= c.headStart+int64(headerTimeout) {
+			c.refuse(errHeaderTimeout)
+			return
+		}
+		c.arm()
+	case c.state == downHead:
+		if limit := c.idleLimit(); limit > 0 && now >= c.idleFrom+limit && c.pending() == 0 {
+			c.shut(false)
+			return
+		}
+		c.arm()
+	case c.x.running:
+		if at, o := c.x.dueAt(); at != 0 && now >= at {
+			c.x.expire(o)
+			return
+		}
+		c.arm()
+	default: // an answer that the client does not read
+		if limit := c.idleLimit(); limit > 0 && now >= c.idleFrom+limit {
+			c.shut(true)
+			return
+		}
+		c.w.loop.Arm(&c.timer, now+int64(headerTimeout))
+	}
+}
+
+var errHeaderTimeout = &http1.Error{Status: 408, Reason: "header_timeout"}
+
+// flush writes the answer.
+func (c *downHTTP) flush() {
+	if c.fd < 0 {
+		return
+	}
+	n, errno := c.write()
+	if errno != 0 {
+		c.gone()
+		return
+	}
+	if n > 0 {
+		c.x.activity, c.idleFrom = c.w.loop.Now(), c.w.loop.Now()
+	}
+	if c.carry > 0 && n > 0 {
+		n = min(n, c.carry)
+		c.carry -= n
+		if c.x.up != nil {
+			c.x.up.delivered(n)
+		}
+	}
+	if c.pending() == 0 && c.answered {
+		c.w.later(c)
+	}
+}
+
+// The side of the exchange.
+
+func (c *downHTTP) room() int { return outHigh - c.pending() }
+
+func (c *downHTTP) sendInterim(h *mesh.Head) {
+	if c.minor == 0 || h.Status == 101 {
+		return
+	}
+	c.out = http1.AppendResponseHead(c.grow(openGuess), h, http1.FramingNone, false, int(c.minor))
+	c.w.markDirty(c)
+}
+
+func (c *downHTTP) sendHead(h *mesh.Head, end bool) {
+	framing := http1.FramingNone
+	length, known := http1.ContentLength(h)
+	switch {
+	case c.headOnly || h.Status == 204 || h.Status == 304:
+		c.remain = 0
+	case known:
+		c.remain = length
+	case end:
+		framing, c.remain = http1.FramingZero, 0
+	case c.minor == 0:
+		framing, c.closeAfter = http1.FramingClose, true
+	default:
+		framing, c.chunked = http1.FramingChunked, true
+	}
+	if !c.x.reqEnd {
+		c.closeAfter = true // the rest of the request would be taken for another
+	}
+	if c.w.draining {
+		c.closeAfter = true
+	}
+	c.out = http1.AppendResponseHead(c.grow(openGuess), h, framing, c.closeAfter, int(c.minor))
+	if end && c.remain > 0 {
+		c.cut()
+		return
+	}
+	c.complete(end)
+}
+
+func (c *downHTTP) sendData(p []byte, end bool) {
+	if c.fd < 0 {
+		return
+	}
+	if c.remain >= 0 {
+		if c.remain -= int64(len(p)); c.remain < 0 || end && c.remain > 0 {
+			c.cut()
+			return
+		}
+	}
+	if len(p) > 0 {
+		out := c.grow(len(p) + chunkOverhead)
+		if c.chunked {
+			c.out = http1.AppendChunk(out, p)
+		} else {
+			c.out = append(out, p...)
+		}
+		c.carry += len(p)
+	}
+	if end && c.chunked {
+		c.out = http1.AppendLastChunk(c.grow(chunkOverhead), nil)
+	}
+	c.complete(end)
+}
+
+// chunkOverhead is more than the framing of one chunk takes.
+const chunkOverhead = 32
+
+func (c *downHTTP) sendTrailers(t []mesh.Field) {
+	if !c.chunked {
+		t = nil
+		c.sendData(nil, true) // HTTP/1.0 and content-length have no place for them
+		return
+	}
+	c.out = http1.AppendLastChunk(c.grow(openGuess), t)
+	c.complete(true)
+}
+
+func (c *downHTTP) complete(end bool) {
+	c.answered = c.answered || end
+	c.w.markDirty(c)
+}
+
+// cut ends an answer whose length is not what its head promised: the client
+// must not take it for a whole one.
+func (c *downHTTP) cut() {
+	x := &c.x
+	c.shut(true)
+	if x.running {
+		up := x.up
+		x.up = nil
+		x.record(ProtocolError)
+		if up != nil {
+			up.fail(ProtocolError)
+		}
+	}
+}
+
+func (c *downHTTP) delivered(int) {}
+
+func (c *downHTTP) resume() {
+	if c.starved {
+		c.starved = false
+	}
+	c.w.later(c)
+}
+
+func (c *downHTTP) done() { c.w.later(c) }
+
+// fail answers with the outcome, or cuts an answer that has begun.
+func (c *downHTTP) fail(o Outcome) {
+	if c.fd < 0 {
+		return
+	}
+	if c.x.respHead {
+		c.shut(true)
+		return
+	}
+	if c.state == downBody || !c.x.reqEnd {
+		c.closeAfter = true
+	}
+	c.state = downWait
+	status := outcomes[o].status
+	if status == 0 {
+		c.shut(true)
+		return
+	}
+	c.answer(status, o, "")
+	c.w.later(c)
+}
+
+// answer writes an answer of our own.
+func (c *downHTTP) answer(status int, o Outcome, reason string) {
+	body := "meshd: " + o.String()
+	if hint := outcomes[o].hint; hint != "" {
+		body += ": " + hint
+	}
+	if reason != "" {
+		body += " (" + reason + ")"
+	}
+	body += "\n"
+	h := &c.w.head
+	h.Reset()
+	h.Status = status
+	h.Fields = append(h.Fields,
+		mesh.Field{Name: mesh.ContentType.Bytes(), Value: textPlain, Known: mesh.ContentType},
+		mesh.Field{Name: mesh.ContentLength.Bytes(), Value: []byte(strconv.Itoa(len(body))), Known: mesh.ContentLength},
+		mesh.Field{Name: mesh.MeshdError.Bytes(), Value: []byte(o.String()), Known: mesh.MeshdError})
+	if o == CircuitOpen || o == Overflow {
+		h.Fields = append(h.Fields, mesh.Field{Name: mesh.RetryAfter.Bytes(), Value: retrySoon, Known: mesh.RetryAfter})
+	}
+	c.out = http1.AppendResponseHead(c.grow(openGuess), h, http1.FramingNone, c.closeAfter || c.w.draining, int(c.minor))
+	if !c.headOnly {
+		c.out = append(c.out, body...)
+	}
+	c.complete(true)
+}
+
+var (
+	textPlain = []byte("text/plain; charset=utf-8")
+	retrySoon = []byte("1")
+)
+
+// drain closes the connection when nothing runs on it.
+func (c *downHTTP) drain() {
+	c.closeAfter = true
+	if c.state == downHead && c.headStart == 0 && c.pending() == 0 {
+		c.shut(false)
+	}
+}
+
+func (c *downHTTP) kill() {
+	x := &c.x
+	c.shut(true)
+	x.fromDownGone(Draining)
+}
+
+func (c *downHTTP) retired(pic *picture) bool {
+	p := pic.out(c.st.slot)
+	return p == nil || p.st != c.st
+}

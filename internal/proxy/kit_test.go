@@ -1,0 +1,161 @@
+package proxy
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"testing"
+	"time"
+
+	"meshd/internal/identity"
+	"meshd/internal/mesh"
+	"meshd/internal/telemetry"
+)
+
+// host is one agent's data path with its own picture, as tests want it.
+type host struct {
+	*Proxy
+	t         testing.TB
+	store     *identity.Store
+	telemetry *telemetry.Registry
+	spec      mesh.Spec
+	catalog   *mesh.Catalog
+	gen       uint64
+	stop      context.CancelFunc
+	done      chan struct{}
+}
+
+// testCA is a folder that the hosts of one test share.
+func newHost(t testing.TB, ca string, loops int, cidr string) *host {
+	t.Helper()
+	h := &host{t: t, store: identity.NewStore(), done: make(chan struct{})}
+	h.spec = mesh.Spec{Node: t.Name(), Domain: "mesh.internal", Loopback: netip.MustParsePrefix(cidr)}
+	h.telemetry = telemetry.New(loops, OutcomeNames)
+	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	var err error
+	h.Proxy, err = New(Options{Loops: loops, PeerBind: netip.MustParseAddrPort("127.0.0.1:0"), Identity: h.store,
+		Telemetry: h.telemetry, Log: log, DrainTimeout: 2 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	h.stop = cancel
+	go func() {
+		defer close(h.done)
+		if err := h.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(h.end)
+	return h
+}
+
+func (h *host) end() {
+	h.stop()
+	<-h.done
+}
+
+// testWriter sends log lines to the test that is still running.
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	if testing.Verbose() {
+		w.t.Logf("%s", p)
+	}
+	return len(p), nil
+}
+
+// publish puts the host's spec in force.
+func (h *host) publish(ca string) *mesh.Snapshot {
+	h.t.Helper()
+	dev, err := identity.NewDev(ca, h.store, slog.New(slog.DiscardHandler))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := dev.Want(h.spec.Identities()); err != nil {
+		h.t.Fatal(err)
+	}
+	h.gen++
+	spec := h.spec
+	snap, err := mesh.Compile(mesh.CompileInput{Generation: h.gen, Spec: &spec, Catalog: h.catalog})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, l := range h.Prepare(snap) {
+		if l.Err != nil {
+			h.t.Fatal(l.Err)
+		}
+	}
+	h.Publish(snap)
+	h.settle()
+	return snap
+}
+
+// settle waits until every loop has seen the newest picture.
+func (h *host) settle() { h.each(func(*worker) {}); h.each(func(*worker) {}) }
+
+// pair is a caller "web" and a called service "world" on two hosts.
+type pair struct {
+	a, b *host
+	ca   string
+	addr string // of the upstream on a
+}
+
+type pairOption func(a, b *mesh.Spec)
+
+func newPair(t testing.TB, loops int, protocol mesh.Protocol, app netip.AddrPort, opts ...pairOption) *pair {
+	t.Helper()
+	p := &pair{ca: t.TempDir()}
+	p.b = newHost(t, p.ca, loops, "127.78.0.0/16")
+	p.a = newHost(t, p.ca, loops, "127.77.0.0/16")
+	p.b.spec.Services = []mesh.Service{{
+		Name: "world", ID: "world", Address: app.Addr(), Port: app.Port(), Protocol: protocol,
+		Allow: []mesh.Allow{{Caller: "web"}}, ConnectTimeout: time.Second, IdleTimeout: time.Minute,
+	}}
+	p.a.spec.Identity = "web"
+	p.a.spec.Upstreams = []mesh.Upstream{{
+		Name: "world", Destination: "world", Protocol: protocol, LocalBindAddress: netip.MustParseAddr("127.0.0.1"),
+		ConnectTimeout: 2 * time.Second, RequestTimeout: 10 * time.Second, IdleTimeout: time.Minute, ChoiceCount: 2,
+		Breaker: mesh.Breaker{ConsecutiveFailures: 5, OpenFor: 30 * time.Second},
+	}}
+	p.a.spec.Static = []mesh.StaticService{{Name: "world", Endpoints: []mesh.StaticEndpoint{
+		{ID: "world", Address: p.b.PeerAddr(), Weight: 1}}}}
+	for _, o := range opts {
+		o(&p.a.spec, &p.b.spec)
+	}
+	p.b.publish(p.ca)
+	snap := p.a.publish(p.ca)
+	p.addr = snap.Lookup("world").Binds[0].String()
+	return p
+}
+
+// httpApp serves h on a free port.
+func httpApp(t testing.TB, h http.Handler) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: h}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+func get(t testing.TB, url string) (int, string, http.Header) {
+	t.Helper()
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 15 * time.Second}
+	resp, err := c.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b), resp.Header
+}

@@ -1,0 +1,89 @@
+package proxy
+
+import (
+	"time"
+
+	"meshd/internal/wire"
+)
+
+// Every buffer, queue and wait of the data path has its bound here.
+const (
+	// readChunk is the most that is read from an application at once. Two such
+	// reads fit a stream's credit, so one read never has to be parked whole.
+	readChunk = 64 << 10
+	// readsPerRun bounds how long one busy connection holds the loop.
+	readsPerRun = 4
+	// outHigh is how much may wait to be written to an application before the
+	// side that gives the bytes has to stop. It equals the credit of a stream:
+	// what a peer was allowed to send must find room.
+	outHigh = wire.InitialCredit
+	// linkHigh is how much may wait on a link (all streams together) before
+	// its streams get no more room; at linkLow they get it back.
+	linkHigh = 512 << 10
+	linkLow  = 128 << 10
+	// creditStep is how much must have been delivered before it is granted
+	// again: a quarter of the window, so that credit costs one small frame per
+	// 64 KiB and the sender never runs dry on a link without delay.
+	creditStep = wire.InitialCredit / 4
+
+	// headerTimeout is how long a client may take for one request head after
+	// its first byte.
+	headerTimeout = 10 * time.Second
+	// handshakeTimeout bounds a TLS handshake that a peer opened.
+	handshakeTimeout = 10 * time.Second
+	// dialTimeout bounds connect and handshake when connect_timeout is off.
+	dialTimeout = 10 * time.Second
+	// lingerTimeout is how long a connection that was answered before its
+	// request was complete is still read, so that closing it does not destroy
+	// the answer on its way (RFC 9112 section 9.6).
+	lingerTimeout = 2 * time.Second
+	// unreadTimeout is how long a client may leave the end of a finished answer
+	// unread without taking a byte.
+	unreadTimeout = 60 * time.Second
+	// lingerBytes is how much of such a request is read and thrown away.
+	lingerBytes = 256 << 10
+
+	// maxHandshakes is how many TLS handshakes run at a time, both directions
+	// together; further peers wait in the kernel's backlog.
+	maxHandshakes = 256
+	// maxAttempts is how many endpoints are tried for one exchange as long as
+	// nothing was sent.
+	maxAttempts = 3
+	// maxLinksPerTarget bounds the links of one loop to one peer for one pair
+	// of services; another is opened when all carry streamsPerLink streams.
+	maxLinksPerTarget = 4
+	streamsPerLink    = 1024
+	// maxStreamsPerLink leaves a margin below what the codec can number.
+	maxStreamsPerLink = wire.MaxStreams - 1
+	// linkBytes retires a link: Go's TLS never updates its keys, and AES-GCM
+	// should not protect more than this under one key (RFC 8446 section 5.5
+	// allows 2^24.5 records of 16 KiB, which is just over 256 GiB).
+	linkBytes = 256 << 30
+	// tlsRecord is the most that one read of crypto/tls can give (RFC 8446
+	// section 5.1).
+	tlsRecord = 16 << 10
+	// linkIdle closes a link that carried no stream for so long.
+	linkIdle = 5 * time.Minute
+	// pingAfter is the silence after which a link with streams is probed,
+	// deadAfter the silence after which it is given up.
+	pingAfter = 2 * time.Second
+	deadAfter = 6 * time.Second
+	// pingIdle probes links without streams, which cost nobody anything yet.
+	pingIdle = 30 * time.Second
+
+	// poolIdle is how long a connection to a local application is kept for the
+	// next request, poolSize how many of them per service and loop.
+	poolIdle = 60 * time.Second
+	poolSize = 512
+	// acceptBatch is how many connections one listener accepts before others
+	// get their turn; acceptPause is the wait after an error of the host
+	// (descriptors, memory) that another accept would only repeat.
+	acceptBatch = 64
+	acceptPause = 100 * time.Millisecond
+	// maxTurnRounds bounds the rounds of running and flushing in one turn.
+	maxTurnRounds = 8
+	// cipherRead is how much is read from a link with one system call.
+	cipherRead = 256 << 10
+	// overloadLoad is the load above which a loop passes new connections on.
+	overloadLoad = 0.7
+)

@@ -1,0 +1,103 @@
+package proxy
+
+// linkSet holds the links of one loop to one target, and the exchanges that
+// wait for the first of them.
+type linkSet struct {
+	w       *worker
+	target  *target
+	links   []*link
+	dialing bool
+	waiting []*exchange
+}
+
+// best returns an open link with room for another stream, or nil. When all
+// carry much, it has another one opened for those who come later.
+func (s *linkSet) best() *link {
+	var best *link
+	for _, l := range s.links {
+		if !l.goaway && l.carried < linkBytes && (best == nil || l.count < best.count) {
+			best = l
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	if best.count >= streamsPerLink && len(s.links) < maxLinksPerTarget {
+		s.dial(nil)
+	}
+	if best.count >= maxStreamsPerLink {
+		return nil
+	}
+	return best
+}
+
+// join queues x until a link is there.
+func (s *linkSet) join(x *exchange) {
+	x.waiting = s
+	s.waiting = append(s.waiting, x)
+	s.dial(x)
+}
+
+// leave takes x out of the queue.
+func (s *linkSet) leave(x *exchange) {
+	for i, o := range s.waiting {
+		if o == x {
+			s.waiting = append(s.waiting[:i], s.waiting[i+1:]...)
+			break
+		}
+	}
+	x.waiting = nil
+	x.use.pending.Add(-1)
+}
+
+// dial has a link opened unless one is on its way. x, if given, says how long
+// that may take.
+func (s *linkSet) dial(x *exchange) {
+	if s.dialing || s.w.ended {
+		return
+	}
+	s.dialing = true
+	limit := dialTimeout
+	if x != nil && x.plan.ConnectTimeout > 0 {
+		limit = x.plan.ConnectTimeout
+	}
+	s.w.p.dial(s, limit)
+}
+
+// arrived is run on the loop when a dial has ended: either l or o says how.
+func (s *linkSet) arrived(l *link, o Outcome, why string) {
+	s.dialing = false
+	if l != nil {
+		l.set = s
+		s.links = append(s.links, l)
+	}
+	// Those who try again may join this set anew; they wait for the next dial.
+	waiting := s.waiting
+	s.waiting = nil
+	for i, x := range waiting {
+		x.waiting = nil
+		x.use.pending.Add(-1)
+		switch {
+		case l != nil && !l.closed && l.count < maxStreamsPerLink:
+			x.send(l)
+		case l != nil:
+			x.wait(x.ep)
+		default:
+			x.ep.st.lastErr.Store(&why)
+			x.linkFailed(o)
+		}
+		waiting[i] = nil
+	}
+	if l != nil && s.w.draining {
+		l.retire()
+	}
+}
+
+func (s *linkSet) remove(l *link) {
+	for i, o := range s.links {
+		if o == l {
+			s.links = append(s.links[:i], s.links[i+1:]...)
+			return
+		}
+	}
+}

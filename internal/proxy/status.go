@@ -1,0 +1,70 @@
+package proxy
+
+import "net/netip"
+
+// UpstreamState is what only the data path knows of an upstream.
+type UpstreamState struct {
+	Name        string
+	Connections int64 // open from applications
+	Pending     int64 // exchanges that wait for a link
+	Requests    int64 // exchanges in flight
+	Endpoints   []EndpointState
+}
+
+// EndpointState is what only the data path knows of an endpoint.
+type EndpointState struct {
+	ID        string
+	Address   netip.AddrPort
+	Breaker   string // "closed", "open" or "half-open"
+	InFlight  int
+	Links     int
+	LastError string // of the last failed dial, "" if none failed
+}
+
+// Upstreams returns the state of every upstream in force, in the order of the
+// snapshot. It asks the loops, and must not be called from one.
+func (p *Proxy) Upstreams() []UpstreamState {
+	pic := p.picture.Load()
+	if pic == nil {
+		return nil
+	}
+	inFlight := make(map[*endpointState]int)
+	links := make(map[*target]int)
+	p.each(func(w *worker) {
+		for _, e := range w.eps {
+			if e != nil {
+				inFlight[e.st] += int(e.inFlight)
+			}
+		}
+		for _, s := range w.links {
+			if s != nil {
+				links[s.target] += len(s.links)
+			}
+		}
+	})
+	var out []UpstreamState
+	for _, o := range pic.snap.Outbound {
+		var plan *outPlan
+		for _, c := range pic.outbound {
+			if c != nil && c.Outbound == o {
+				plan = c
+			}
+		}
+		if plan == nil {
+			continue
+		}
+		u := UpstreamState{Name: o.Name, Connections: plan.st.usage.connections.Load(),
+			Pending: plan.st.usage.pending.Load(), Requests: plan.st.usage.requests.Load()}
+		for i := range plan.eps {
+			ep := &plan.eps[i]
+			e := EndpointState{ID: ep.ID, Address: ep.Address, Breaker: ep.st.breaker.State().String(),
+				InFlight: inFlight[ep.st], Links: links[ep.target]}
+			if why := ep.st.lastErr.Load(); why != nil {
+				e.LastError = *why
+			}
+			u.Endpoints = append(u.Endpoints, e)
+		}
+		out = append(out, u)
+	}
+	return out
+}
