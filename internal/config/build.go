@@ -73,7 +73,10 @@ func get[T any](b *body, name string) T {
 	if a.def == "" || a.def[0] == '(' {
 		return zero
 	}
-	return mustDefault(a).(T)
+	if a.value == nil {
+		a.value = mustDefault(a)
+	}
+	return a.value.(T)
 }
 
 // mustDefault evaluates a default of the table. A test does so for all.

@@ -131,9 +131,6 @@ func (b *builder) static(spec *mesh.Spec) {
 					Meta: get[map[string]string](e, "meta"), Pos: pos(e.at),
 				})
 			}
-			if len(out.Endpoints) == 0 && !b.incomplete {
-				b.warnf(s.at, "No endpoint", "The static service %q has no endpoint, so whoever calls it is refused.", s.label)
-			}
 			spec.Static = append(spec.Static, out)
 		}
 	}

@@ -25,7 +25,9 @@ func (b *builder) check(c *Config) {
 	b.room(c.Spec)
 	if !b.incomplete {
 		b.callers(c.Spec)
-		b.advice(c)
+	}
+	if b.errors == 0 {
+		b.advice()
 	}
 }
 
@@ -91,13 +93,18 @@ func (s socket) covers(o socket) bool {
 
 // sockets finds ports that are wanted twice on one address.
 func (b *builder) sockets(c *Config) {
-	place := func(block, attr string) hcl.Range { return b.root.only(block).placeOf(attr) }
-	list := []socket{
-		{what: "the port for other agents (peer.bind)", addr: c.Peer.Bind, at: place("peer", "bind")},
-		{what: "the name server (dns.address)", addr: c.DNS.Address, at: place("dns", "address")},
+	var list []socket
+	setting := func(what, block, attr string, a netip.AddrPort) {
+		in := b.root.only(block)
+		if v := in.values[attr]; v.wrong || !a.IsValid() {
+			return
+		}
+		list = append(list, socket{what: what + " (" + block + "." + attr + ")", addr: a, at: in.placeOf(attr)})
 	}
+	setting("port for other agents", "peer", "bind", c.Peer.Bind)
+	setting("name server", "dns", "address", c.DNS.Address)
 	if a, err := netip.ParseAddrPort(c.Admin.HTTP); err == nil {
-		list = append(list, socket{what: "the admin listener (admin.http)", addr: a, at: place("admin", "http")})
+		setting("admin listener", "admin", "http", a)
 	}
 	for _, s := range b.services {
 		list = append(list, socket{what: `service "` + s.Name + `"`, addr: netip.AddrPortFrom(s.Address, s.Port), at: s.body.placeOf("port"), service: true})
@@ -133,10 +140,10 @@ func (b *builder) portClash(s, o socket) {
 		s, o = o, s
 	}
 	if o.at.Filename == "" { // the default of a block that is not written
-		b.errorf(s.at, "Port clash", "%s on %s cannot have the port of %s, which is on %s by default.", s.what, s.addr, o.what, o.addr)
+		b.errorf(s.at, "Port clash", "The %s on %s cannot have the port of the %s, which is on %s by default.", s.what, s.addr, o.what, o.addr)
 		return
 	}
-	b.clashf(s.at, o.at, "Port clash", "%s on %s cannot have the port of %s on %s, at %s.", s.what, s.addr, o.what, o.addr, short(o.at))
+	b.clashf(s.at, o.at, "Port clash", "The %s on %s cannot have the port of the %s on %s, at %s.", s.what, s.addr, o.what, o.addr, short(o.at))
 }
 
 // room finds what mesh.Compile would have no address or port for.
@@ -194,16 +201,22 @@ func (b *builder) serviceNamed(name string) *body {
 	return nil
 }
 
-// advice warns of what works and is probably not meant.
-func (b *builder) advice(c *Config) {
+// advice warns of what works and is probably not meant. Beside errors it would
+// only be in the way.
+func (b *builder) advice() {
 	for _, s := range b.services {
 		if len(s.Allow) == 0 {
 			b.warnf(s.body.at, "Nobody may call", "The service %q allows nobody, so every call is refused. Add allow \"NAME\" {} for each caller.", s.Name)
 		}
 	}
 	static := make(map[string]bool)
-	for _, s := range c.Spec.Static {
-		static[s.Name] = true
+	for _, catalog := range b.root.inner["catalog"] {
+		for _, s := range catalog.inner["service"] {
+			static[s.label] = true
+			if len(s.inner["endpoint"]) == 0 {
+				b.warnf(s.at, "No endpoint", "The static service %q has no endpoint, so whoever calls it is refused.", s.label)
+			}
+		}
 	}
 	for _, u := range b.upstreams {
 		if u.Datacenter != "" && static[u.Destination] {

@@ -150,9 +150,9 @@ func (d *decoder) unknownAttribute(a *hclsyntax.Attribute, b *block, path string
 		d.incomplete = true
 	case len(b.attrs) == 0 && path == "":
 		d.errorf(at, "Unexpected argument", "There are no arguments outside blocks.%s Blocks that may stand here: %s.",
-			d.belongs(a.Name, b.attrNames(), path), strings.Join(b.blockNames(), ", "))
+			d.hint(a.Name, b), strings.Join(b.blockNames(), ", "))
 	default:
-		d.errorf(at, "Unexpected argument", "There is no argument %q in %s.%s%s", a.Name, path, d.belongs(a.Name, append(b.attrNames(), b.blockNames()...), path), allowedArguments(b))
+		d.errorf(at, "Unexpected argument", "There is no argument %q in %s.%s%s", a.Name, path, d.hint(a.Name, b), allowedArguments(b))
 	}
 }
 
@@ -164,14 +164,14 @@ func (d *decoder) unknownBlock(in *hclsyntax.Block, b *block, path string) {
 	case b.attr(in.Type) != nil:
 		d.errorf(at, "Argument expected", "%s is an argument: write %s = … instead of a block.", in.Type, in.Type)
 	case path == "":
-		d.errorf(at, "Unexpected block", "There is no block %q.%s Blocks that may stand here: %s.", in.Type, d.belongs(in.Type, b.blockNames(), path), strings.Join(b.blockNames(), ", "))
+		d.errorf(at, "Unexpected block", "There is no block %q.%s Blocks that may stand here: %s.", in.Type, d.hint(in.Type, b), strings.Join(b.blockNames(), ", "))
 		d.incomplete = true
 	default:
 		allowed := allowedArguments(b)
 		if names := b.blockNames(); len(names) > 0 {
 			allowed = " Blocks that may stand here: " + strings.Join(names, ", ") + "."
 		}
-		d.errorf(at, "Unexpected block", "There is no block %q in %s.%s%s", in.Type, path, d.belongs(in.Type, append(b.blockNames(), b.attrNames()...), path), allowed)
+		d.errorf(at, "Unexpected block", "There is no block %q in %s.%s%s", in.Type, path, d.hint(in.Type, b), allowed)
 	}
 }
 
@@ -181,15 +181,30 @@ func (d *decoder) notYet(at hcl.Range, name, path string) {
 	d.errorf(at, "Not supported yet", "%q%s is not supported yet by this version of meshd. Remove it.", name, within(path))
 }
 
-// belongs suggests a near name of this block, else the block that knows the name.
-func (d *decoder) belongs(name string, here []string, path string) string {
-	if s := suggest(name, here); s != "" {
+// hint suggests a near name of this block, else the block that has the name.
+func (d *decoder) hint(name string, b *block) string {
+	here := slices.Concat(b.attrNames(), b.blockNames(), b.later)
+	if s := suggest(name, here, maxTypos); slices.Contains(b.later, s) {
+		return " Did you mean \"" + s + "\"? It is not supported yet."
+	} else if s != "" {
 		return " Did you mean \"" + s + "\"?"
 	}
-	if places := d.lang.where(name, "", path); len(places) > 0 {
-		return " It belongs in " + strings.Join(places, " or ") + "."
+	meant := ""
+	now, later := d.lang.where(name, "")
+	if len(now)+len(later) == 0 {
+		if name = suggest(name, d.lang.names(), 1); name == "" {
+			return ""
+		}
+		meant = " Did you mean \"" + name + "\"?"
+		now, later = d.lang.where(name, "")
 	}
-	return ""
+	switch {
+	case len(now) > 0:
+		return meant + " \"" + name + "\" belongs " + strings.Join(now, " or ") + "."
+	case len(later) > 0:
+		return meant + " \"" + name + "\" belongs " + strings.Join(later, " or ") + ", and is not supported yet."
+	}
+	return meant
 }
 
 func allowedArguments(b *block) string {

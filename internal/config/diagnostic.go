@@ -63,8 +63,8 @@ func (d Diagnostic) String() string {
 }
 
 // Diagnostics is the error of [Load] and [Parse]: everything that is wrong, by
-// file in reading order and by position. It holds at least one error; warnings
-// stand among the errors.
+// file in reading order and by position. It holds at least one, and no
+// warnings: those are for a configuration that is used, in [Config.Warnings].
 type Diagnostics struct {
 	List []Diagnostic
 }
@@ -78,7 +78,7 @@ func (d *Diagnostics) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Len returns the number of diagnostics, warnings included.
+// Len returns the number of diagnostics.
 func (d *Diagnostics) Len() int { return len(d.List) }
 
 // MarshalJSON gives the list itself: {severity, summary, detail, file, line, column, …} each.

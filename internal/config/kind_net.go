@@ -183,7 +183,7 @@ func ipPort(allowed, example string, check func(netip.AddrPort) string) kind {
 			if ip, err := netip.ParseAddr(s); err == nil {
 				return nil, faultf("Address without a port", "is %s; %s Did you mean %q?", quote(s), rule, netip.AddrPortFrom(ip, examplePort(example)))
 			}
-			if i := strings.LastIndexByte(s, ':'); i >= 0 && i < len(s)-1 && only(s[i+1:], "", false) && !only(s[:i], ".:[]", false) {
+			if strings.ContainsFunc(s, func(r rune) bool { return r >= 'g' && r <= 'z' }) {
 				rule += " Names are not resolved."
 			}
 			return nil, faultf("Invalid address", "is %s; %s", quote(s), rule)

@@ -147,11 +147,40 @@ func (r *reporter) parse(s *source) {
 		}
 	}
 	f, diags := hclsyntax.ParseConfig(s.bytes, s.name, start)
-	if r.hcl(diags); diags.HasErrors() {
+	if diags.HasErrors() {
+		r.hcl(plainSyntax(diags))
 		r.incomplete = true
 		return
 	}
 	s.body = f.Body.(*hclsyntax.Body)
+}
+
+// plainSyntax leaves out what only follows from an error before it: further
+// ones on the same line, and everything behind a quote that was not closed,
+// where texts and what is between them have changed places.
+func plainSyntax(diags hcl.Diagnostics) hcl.Diagnostics {
+	slices.SortStableFunc(diags, func(a, b *hcl.Diagnostic) int { return line(a) - line(b) })
+	var plain hcl.Diagnostics
+	last := -1
+	for _, d := range diags {
+		if line(d) == last {
+			continue
+		}
+		last = line(d)
+		plain = append(plain, d)
+		if d.Summary == "Invalid multi-line string" {
+			d.Summary, d.Detail = "Missing quote", "The text on this line has no closing quote."
+			break
+		}
+	}
+	return plain
+}
+
+func line(d *hcl.Diagnostic) int {
+	if d.Subject == nil {
+		return 0
+	}
+	return d.Subject.Start.Line
 }
 
 // tooDeep looks for what would make a recursive parser recurse without bound.

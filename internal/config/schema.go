@@ -1,5 +1,7 @@
 package config
 
+import "slices"
+
 // block is a kind of block of the language: a label or none, attributes, and
 // blocks inside it.
 type block struct {
@@ -27,6 +29,7 @@ type attr struct {
 	// def is the default as HCL text. In parentheses it is words: then there is
 	// no value, and whoever builds the Config decides.
 	def      string
+	value    any // def evaluated, once it was needed
 	required bool
 	reload   Reload
 	meaning  string
@@ -74,6 +77,15 @@ func (b *block) usage() string {
 	return b.name + " \"" + b.label.is + "\" {"
 }
 
+// names lists every name of b and of what is inside it.
+func (b *block) names() []string {
+	names := slices.Concat(b.attrNames(), b.blockNames(), b.later)
+	for _, c := range b.blocks {
+		names = append(names, c.names()...)
+	}
+	return names
+}
+
 // language is the whole table. It is made anew for each use: it is small, and
 // nobody can write into somebody else's.
 func language() *block {
@@ -86,19 +98,21 @@ func language() *block {
 	}
 }
 
-// where returns the paths of the blocks other than except that know the name,
-// for "it belongs in …".
-func (b *block) where(name, path, except string) []string {
-	var paths []string
-	if path != except && b.name != "" && (b.attr(name) != nil || b.block(name) != nil) {
-		paths = append(paths, path)
-	}
+// where says which blocks inside b, which is at path, have the name now or will
+// have it later, for "it belongs …".
+func (b *block) where(name, path string) (now, later []string) {
 	for _, c := range b.blocks {
-		inner := c.name
-		if path != "" {
-			inner = path + "." + c.name
+		inner := join(path, c.name)
+		if path == "" && c.name == name {
+			now = append(now, "at the top of a file")
 		}
-		paths = append(paths, c.where(name, inner, except)...)
+		if c.attr(name) != nil || c.block(name) != nil {
+			now = append(now, "in "+inner)
+		} else if slices.Contains(c.later, name) {
+			later = append(later, "in "+inner)
+		}
+		n, l := c.where(name, inner)
+		now, later = append(now, n...), append(later, l...)
 	}
-	return paths
+	return now, later
 }

@@ -158,7 +158,7 @@ func serviceBlock() *block {
 			},
 			limitsBlock("what the service may hold at a time; more is refused", "10000", "1024", "10000"),
 		},
-		later: []string{"check", "socket_path", "weights", "retries"},
+		later: []string{"check", "socket_path", "weights"},
 	}
 }
 

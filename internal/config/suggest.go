@@ -5,20 +5,30 @@ import "strings"
 // didYouMean returns ` Did you mean "x"?` for the candidate that given was
 // probably meant to be, or "".
 func didYouMean(given string, candidates []string) string {
-	if s := suggest(given, candidates); s != "" {
+	if s := suggest(given, candidates, maxTypos); s != "" {
 		return " Did you mean \"" + s + "\"?"
 	}
 	return ""
 }
 
-// suggest returns the candidate nearest to given, or "" when none is near. Other
-// habits of writing (camelCase, dashes) are no distance at all.
-func suggest(given string, candidates []string) string {
-	if len(given) > 64 { // nothing in the language is that long, and distance is quadratic
+const (
+	// maxTypos is how many letters may be wrong in a word that is still
+	// recognised, fewer in short ones.
+	maxTypos = 2
+	// longestWord bounds the work, which is quadratic; no name is longer.
+	longestWord = 64
+)
+
+// suggest returns the candidate nearest to given, or "" when more than typos
+// letters are wrong in all. Other habits of writing (camelCase, dashes) are no
+// distance at all.
+func suggest(given string, candidates []string, typos int) string {
+	if len(given) > longestWord {
 		return ""
 	}
 	plain := strings.NewReplacer("_", "", "-", "").Replace
-	best, bestDistance := "", 1+max(1, min(2, len(given)/3))
+	const shortest = 3 // of a beginning that says something
+	best, bestDistance, longer := "", 1+max(1, min(typos, len(given)/3)), ""
 	for _, c := range candidates {
 		if c == given {
 			continue
@@ -29,6 +39,12 @@ func suggest(given string, candidates []string) string {
 		if d := distance(given, c); d < bestDistance {
 			best, bestDistance = c, d
 		}
+		if min(len(c), len(given)) >= shortest && longer == "" && (strings.HasPrefix(c, given) || strings.HasPrefix(given, c)) {
+			longer = c
+		}
+	}
+	if best == "" {
+		return longer // "warning" for "warn"
 	}
 	return best
 }

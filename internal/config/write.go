@@ -76,20 +76,19 @@ func (p *printer) source(at Place) {
 	line := printable(at.Source)
 	number := fmt.Sprintf("%4d: ", at.Line)
 	p.b.WriteString(number + line + "\n")
-	if n := utf8.RuneCountInString(line); at.Column > n || at.Column < 1 {
-		return
+	runes := []rune(line)
+	before := at.Column - 1
+	if before < 0 || before > len(runes) {
+		return // the line is shown only in part
 	}
 	p.b.WriteString(strings.Repeat(" ", len(number)))
-	for i, c := range []rune(line) {
-		switch {
-		case i < at.Column-1 && c == '\t':
-			p.b.WriteByte('\t')
-		case i < at.Column-1:
-			p.b.WriteByte(' ')
-		case i == at.Column-1:
-			p.paint(red, strings.Repeat("^", min(max(at.Length, 1), utf8.RuneCountInString(line)-i)))
+	for _, c := range runes[:before] {
+		if c != '\t' { // a tab stays one, so that the marks stand below what they mean
+			c = ' '
 		}
+		p.b.WriteRune(c)
 	}
+	p.paint(red, strings.Repeat("^", max(1, min(at.Length, len(runes)-before))))
 	p.b.WriteByte('\n')
 }
 
