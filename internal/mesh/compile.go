@@ -45,6 +45,7 @@ func Compile(in CompileInput) (*Snapshot, error) {
 		Assigned: Assignments{
 			Addresses: make(map[string]netip.Addr, len(spec.Upstreams)),
 			Ports:     make(map[string]uint16, len(spec.Upstreams)),
+			Ceded:     make(map[string]uint16),
 		},
 		names:     make(map[string]*Outbound, len(spec.Upstreams)),
 		addresses: make(map[netip.Addr]*Outbound, len(spec.Upstreams)),
@@ -140,7 +141,8 @@ func assignAddresses(s *Snapshot, had map[string]netip.Addr) error {
 // assignPorts decides the port on the upstream's own address: local_bind_port
 // if given; else the natural port, unless a local service or a wildcard
 // listener of this host could collide with it, because then either our bind
-// or the application's would fail; else one of our own range.
+// or the application's would fail (see Assignments.Ceded for when that ends);
+// else one of our own range.
 func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 	taken := make(map[uint16]bool)
 	for _, o := range s.Outbound {
@@ -152,14 +154,26 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 	}
 	for _, o := range s.Outbound {
 		natural, had := o.Port, in.Assigned.Ports[o.Name]
-		if !o.Known && had != 0 && had < FirstAssignedPort {
-			natural = had // the catalog is silent: stay where applications know us
+		if natural == 0 && had < FirstAssignedPort {
+			// The catalog is silent, or its endpoints are gone or disagree for
+			// now: stay where applications know us.
+			natural = had
+		}
+		ceded := in.Assigned.Ceded[o.Name]
+		if natural != 0 && ceded != natural {
+			ceded = 0 // the service moved to another port
+		}
+		if natural != 0 && natural != had && in.Wildcard[natural] {
+			ceded = natural
+		}
+		if ceded != 0 && o.LocalBindPort == 0 {
+			s.Assigned.Ceded[o.Name] = ceded
 		}
 		switch {
 		case o.LocalBindPort != 0:
 			o.Port = o.LocalBindPort
 			continue // written down in the configuration, so not in Assigned
-		case natural != 0 && !local[natural] && (!in.Wildcard[natural] || natural == had):
+		case natural != 0 && !local[natural] && natural != ceded:
 			o.Port = natural
 		case had >= FirstAssignedPort && !local[had] && !in.Wildcard[had]:
 			o.Port = had

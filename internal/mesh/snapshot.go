@@ -23,9 +23,15 @@ type Snapshot struct {
 }
 
 // Assignments are the addresses and ports given to upstreams, by upstream name.
+// It is what must survive a restart.
 type Assignments struct {
 	Addresses map[string]netip.Addr `json:"addresses"`
 	Ports     map[string]uint16     `json:"ports"`
+	// Ceded are natural ports that an upstream leaves to a process of this host
+	// which listened there on every address when the upstream wanted it. They
+	// stay ceded after that process has ended: it may be about to start again,
+	// and would find its port taken.
+	Ceded map[string]uint16 `json:"ceded,omitempty"`
 }
 
 // Outbound is an upstream in force.

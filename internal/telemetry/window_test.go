@@ -97,7 +97,7 @@ func TestWindowAfterAPause(t *testing.T) {
 		w.Add(second(float64(i)), s.Totals())
 	}
 	s.Shard(0).Exchange(0, 2, 1)
-	w.Add(second(100), s.Totals())
+	w.Add(second(15), s.Totals())
 	if got := w.Summary(); got != (Summary{}) {
 		t.Errorf("summary is %+v", got)
 	}
