@@ -145,6 +145,8 @@ func httpApp(t testing.TB, h http.Handler) netip.AddrPort {
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
+func mustAddr(a net.Addr) netip.AddrPort { return netip.MustParseAddrPort(a.String()) }
+
 func get(t testing.TB, url string) (int, string, http.Header) {
 	t.Helper()
 	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 15 * time.Second}
