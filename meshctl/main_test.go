@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -32,6 +33,13 @@ func TestScripts(t *testing.T) {
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("MESHD_SOCKET", filepath.Join(e.WorkDir, "meshd.sock"))
+			meshctl, err := exec.LookPath("meshctl") // for scripts that change PATH
+			if err != nil {
+				return err
+			}
+			e.Setenv("MESHCTL", meshctl)
+			// A race-enabled meshctl would otherwise wait a second at its end.
+			e.Setenv("GORACE", "atexit_sleep_ms=0")
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
