@@ -153,42 +153,46 @@ func sameBody(t *testing.T, m message, body io.Reader, rest io.Reader, trailers 
 // meaning. (Not the other way round: net/http is more lenient.)
 func FuzzRequest(f *testing.F) {
 	seed(f, "request", func(c storyCase) { f.Add(c.input) })
-	f.Fuzz(func(t *testing.T, in []byte) {
-		lim := DefaultLimits()
-		var r Request
-		_ = r.Parse(bytes.Clone(in), lim) // must not panic on what is no head
+	f.Fuzz(func(t *testing.T, in []byte) { checkRequest(t, in) })
+}
 
-		end, _, err := ScanHead(in, 0, lim.HeadBytes)
-		if err != nil || end == 0 {
-			return
-		}
-		if err := r.Parse(bytes.Clone(in[:end]), lim); err != nil {
-			return
-		}
-		rest := bufio.NewReaderSize(bytes.NewReader(in), oracleBuffer)
-		want, err := http.ReadRequest(rest)
-		if err != nil {
-			t.Fatalf("net/http refuses: %v", err)
-		}
-		if string(r.Method) != want.Method || r.Minor != want.ProtoMinor || r.Close != want.Close {
-			t.Fatalf("%s in 1.%d closes %v, net/http has %+v", r.Method, r.Minor, r.Close, want)
-		}
-		if !strings.EqualFold(string(r.Authority), want.Host) {
-			t.Fatalf("authority %q, net/http has %q", r.Authority, want.Host)
-		}
-		if target := originForm(want); string(r.Path) != target {
-			t.Fatalf("path %q, net/http has %q", r.Path, target)
-		}
-		if r.Length != want.ContentLength || r.Length == Chunked != (want.TransferEncoding != nil) {
-			t.Fatalf("length %d, net/http has %d %q", r.Length, want.ContentLength, want.TransferEncoding)
-		}
-		sameHeader(t, "fields", headerOf(r.Fields), expect(want.Header, rawHeader(t, in[:end]), r.Minor))
-		d := NewBody(r.Length, lim)
-		if m, err := readBody(&d, bytes.Clone(in[end:])); err == nil {
-			sameBody(t, m, want.Body, rest, &want.Trailer)
-		}
-		requestAgain(t, &r, lim)
-	})
+// checkRequest tells whether the parser accepts what in begins with.
+func checkRequest(t *testing.T, in []byte) bool {
+	lim := DefaultLimits()
+	var r Request
+	_ = r.Parse(bytes.Clone(in), lim) // must not panic on what is no head
+
+	end, _, err := ScanHead(in, 0, lim.HeadBytes)
+	if err != nil || end == 0 {
+		return false
+	}
+	if err := r.Parse(bytes.Clone(in[:end]), lim); err != nil {
+		return false
+	}
+	rest := bufio.NewReaderSize(bytes.NewReader(in), oracleBuffer)
+	want, err := http.ReadRequest(rest)
+	if err != nil {
+		t.Fatalf("net/http refuses: %v", err)
+	}
+	if string(r.Method) != want.Method || r.Minor != want.ProtoMinor || r.Close != want.Close {
+		t.Fatalf("%s in 1.%d closes %v, net/http has %+v", r.Method, r.Minor, r.Close, want)
+	}
+	if !strings.EqualFold(string(r.Authority), want.Host) {
+		t.Fatalf("authority %q, net/http has %q", r.Authority, want.Host)
+	}
+	if target := originForm(want); string(r.Path) != target {
+		t.Fatalf("path %q, net/http has %q", r.Path, target)
+	}
+	if r.Length != want.ContentLength || r.Length == Chunked != (want.TransferEncoding != nil) {
+		t.Fatalf("length %d, net/http has %d %q", r.Length, want.ContentLength, want.TransferEncoding)
+	}
+	sameHeader(t, "fields", headerOf(r.Fields), expect(want.Header, rawHeader(t, in[:end]), r.Minor))
+	d := NewBody(r.Length, lim)
+	if m, err := readBody(&d, bytes.Clone(in[end:])); err == nil {
+		sameBody(t, m, want.Body, rest, &want.Trailer)
+	}
+	requestAgain(t, &r, lim)
+	return true
 }
 
 // originForm cuts the path out of the target as it came.
@@ -241,58 +245,62 @@ func requestAgain(t *testing.T, r *Request, lim Limits) {
 // FuzzResponse is FuzzRequest for the other direction.
 func FuzzResponse(f *testing.F) {
 	seed(f, "response", func(c storyCase) { f.Add(strings.HasSuffix(c.what, "HEAD"), c.input) })
-	f.Fuzz(func(t *testing.T, toHead bool, in []byte) {
-		lim := DefaultLimits()
-		method := "GET"
-		if toHead {
-			method = "HEAD"
-		}
-		var r Response
-		_ = r.Parse(bytes.Clone(in), []byte(method), lim)
+	f.Fuzz(func(t *testing.T, toHead bool, in []byte) { checkResponse(t, toHead, in) })
+}
 
-		end, _, err := ScanHead(in, 0, lim.HeadBytes)
-		if err != nil || end == 0 {
-			return
+// checkResponse tells whether the parser accepts what in begins with.
+func checkResponse(t *testing.T, toHead bool, in []byte) bool {
+	lim := DefaultLimits()
+	method := "GET"
+	if toHead {
+		method = "HEAD"
+	}
+	var r Response
+	_ = r.Parse(bytes.Clone(in), []byte(method), lim)
+
+	end, _, err := ScanHead(in, 0, lim.HeadBytes)
+	if err != nil || end == 0 {
+		return false
+	}
+	if err := r.Parse(bytes.Clone(in[:end]), []byte(method), lim); err != nil {
+		return false
+	}
+	rest := bufio.NewReaderSize(bytes.NewReader(in), oracleBuffer)
+	want, err := http.ReadResponse(rest, &http.Request{Method: method})
+	if err != nil {
+		t.Fatalf("net/http refuses: %v", err)
+	}
+	if r.Status != want.StatusCode || r.Minor != want.ProtoMinor {
+		t.Fatalf("%d in 1.%d, net/http has %+v", r.Status, r.Minor, want)
+	}
+	bodyless := toHead || r.Status < 200 || r.Status == 204 || r.Status == 304
+	switch {
+	case bodyless:
+		if r.Length != 0 {
+			t.Fatalf("length %d of a response without body", r.Length)
 		}
-		if err := r.Parse(bytes.Clone(in[:end]), []byte(method), lim); err != nil {
-			return
+	case r.Length == UntilClose:
+		if want.ContentLength != -1 || want.TransferEncoding != nil {
+			t.Fatalf("length until close, net/http has %d %q", want.ContentLength, want.TransferEncoding)
 		}
-		rest := bufio.NewReaderSize(bytes.NewReader(in), oracleBuffer)
-		want, err := http.ReadResponse(rest, &http.Request{Method: method})
-		if err != nil {
-			t.Fatalf("net/http refuses: %v", err)
-		}
-		if r.Status != want.StatusCode || r.Minor != want.ProtoMinor {
-			t.Fatalf("%d in 1.%d, net/http has %+v", r.Status, r.Minor, want)
-		}
-		bodyless := toHead || r.Status < 200 || r.Status == 204 || r.Status == 304
-		switch {
-		case bodyless:
-			if r.Length != 0 {
-				t.Fatalf("length %d of a response without body", r.Length)
-			}
-		case r.Length == UntilClose:
-			if want.ContentLength != -1 || want.TransferEncoding != nil {
-				t.Fatalf("length until close, net/http has %d %q", want.ContentLength, want.TransferEncoding)
-			}
-		case r.Length != want.ContentLength || r.Length == Chunked != (want.TransferEncoding != nil):
-			t.Fatalf("length %d, net/http has %d %q", r.Length, want.ContentLength, want.TransferEncoding)
-		}
-		// net/http lets a response to HEAD without length close; it has no body.
-		if r.Close != want.Close && !toHead {
-			t.Fatalf("closes %v, net/http has %v", r.Close, want.Close)
-		}
-		fields := expect(want.Header, rawHeader(t, in[:end]), r.Minor)
-		if r.Status < 200 || r.Status == 204 {
-			fields.Del("Content-Length")
-		}
-		sameHeader(t, "fields", headerOf(r.Fields), fields)
-		d := NewBody(r.Length, lim)
-		if m, err := readBody(&d, bytes.Clone(in[end:])); err == nil {
-			sameBody(t, m, want.Body, rest, &want.Trailer)
-		}
-		responseAgain(t, &r, method, lim)
-	})
+	case r.Length != want.ContentLength || r.Length == Chunked != (want.TransferEncoding != nil):
+		t.Fatalf("length %d, net/http has %d %q", r.Length, want.ContentLength, want.TransferEncoding)
+	}
+	// net/http lets a response to HEAD without length close; it has no body.
+	if r.Close != want.Close && !toHead {
+		t.Fatalf("closes %v, net/http has %v", r.Close, want.Close)
+	}
+	fields := expect(want.Header, rawHeader(t, in[:end]), r.Minor)
+	if r.Status < 200 || r.Status == 204 {
+		fields.Del("Content-Length")
+	}
+	sameHeader(t, "fields", headerOf(r.Fields), fields)
+	d := NewBody(r.Length, lim)
+	if m, err := readBody(&d, bytes.Clone(in[end:])); err == nil {
+		sameBody(t, m, want.Body, rest, &want.Trailer)
+	}
+	responseAgain(t, &r, method, lim)
+	return true
 }
 
 func responseAgain(t *testing.T, r *Response, method string, lim Limits) {

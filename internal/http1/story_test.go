@@ -174,6 +174,8 @@ func tell(what string, pieces ...[]byte) string {
 		}
 	case len(t.buf) > 0:
 		fmt.Fprintln(&t.out, "incomplete")
+	case t.out.Len() == 0:
+		fmt.Fprintln(&t.out, "nothing")
 	}
 	return t.out.String()
 }
