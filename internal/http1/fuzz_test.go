@@ -101,12 +101,7 @@ func expect(h, raw http.Header, minor int) http.Header {
 		h.Del("Cache-Control") // net/http adds it
 	}
 	if _, chunked := raw["Transfer-Encoding"]; chunked && raw["Trailer"] != nil {
-		h["Trailer"] = raw["Trailer"] // net/http takes it out
-		for _, list := range raw["Connection"] {
-			if strings.Contains(strings.ToLower(list), "trailer") {
-				h.Del("Trailer")
-			}
-		}
+		h["Trailer"] = raw["Trailer"] // net/http takes it out; Connection may not name it
 	}
 	maps.DeleteFunc(h, func(_ string, v []string) bool { return len(v) == 0 })
 	return h
