@@ -28,7 +28,9 @@ version=${1#v}
 # behaviour differs.
 matches() {
     local first
-    first=$("$1" version 2>/dev/null | head -n 1) || return 1
+    # All of it is read before the first line is taken: a reader that goes early would make consul fail.
+    first=$("$1" version 2>/dev/null) || return 1
+    first=${first%%$'\n'*}
     [[ $first == "Consul v$version" || $first == "Consul v$version "* ]]
 }
 
@@ -87,7 +89,7 @@ go build -trimpath -o "$work/consul" -ldflags "-s -w
     -X github.com/hashicorp/consul/version.GitDescribe=v$version
     -X github.com/hashicorp/consul/version.VersionPrerelease=" github.com/hashicorp/consul >&2
 
-matches "$work/consul" || die "built a binary that says: $("$work/consul" version 2>&1 | head -n 1)"
+matches "$work/consul" || die "built a binary that says: $("$work/consul" version 2>&1)"
 mv -f "$work/consul" "$binary"
 say "done"
 echo "$binary"

@@ -29,8 +29,13 @@ type pace struct {
 	// backoffRefused replaces backoffMost when Consul refuses (4xx): only an
 	// operator changes that.
 	backoffRefused time.Duration
-	// refill is the time a watch earns one query in, when it has used its burst.
+	// refill is the time a watch earns one query in, when it has used its
+	// burst. A removal has to be known within a second in the middle of a
+	// deployment too, so it is well below that.
 	refill time.Duration
+	// refillIdle replaces refill after idleAnswers that came at once and
+	// brought nothing: an index that turns in place must not make a busy loop.
+	refillIdle time.Duration
 	// settle is how long a removal is held after the registry's index went
 	// back: others need a poll to register again.
 	settle time.Duration
@@ -42,10 +47,11 @@ var defaultPace = pace{
 	answer:         10 * time.Second,
 	sign:           30 * time.Second,
 	poll:           10 * time.Second,
-	backoffFirst:   250 * time.Millisecond,
+	backoffFirst:   500 * time.Millisecond,
 	backoffMost:    5 * time.Second,
 	backoffRefused: 30 * time.Second,
-	refill:         time.Second,
+	refill:         250 * time.Millisecond,
+	refillIdle:     time.Second,
 	settle:         30 * time.Second,
 }
 
@@ -68,9 +74,14 @@ func (p *pace) backoff(failures int, refused bool) time.Duration {
 	return rand.N(d) + 1
 }
 
-// burst is how many queries a watch may make at once before it has to wait:
-// two changes in close succession are seen at once, a third within the refill.
-const burst = 2
+const (
+	// burst is how many queries a watch may make at once before it has to
+	// wait. One registration reaches the catalog as up to three changes: the
+	// instance and its checks.
+	burst = 4
+	// idleAnswers is two bursts.
+	idleAnswers = 8
+)
 
 // bucket is a token bucket for one watch. The zero value is empty.
 type bucket struct {

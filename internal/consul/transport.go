@@ -28,7 +28,7 @@ const (
 
 // transport carries the requests of the API library: to the configured
 // address, with the configured token and no other, with a bound on the answer,
-// and noting what the library does not tell (whether the header names a
+// and noting what the library does not tell (whether there is a
 // leader) and what Status shows.
 type transport struct {
 	base   *http.Transport
@@ -89,9 +89,10 @@ func (t *transport) CloseIdleConnections() { t.base.CloseIdleConnections() }
 // leaderKey carries a *leader through the context of a request.
 type leaderKey struct{}
 
-// leader is what the header of an answer says about the server behind it. The
-// library's own field is false as well when there is no such header, which is
-// the case for answers of the streaming backend.
+// leader is what the header of an answer says about the server behind it.
+// Consul 1.20 answers every held health query from a stream and then says
+// "KnownLeader: false" whatever is true, so the word counts only in answers
+// that did not come that way. The library tells neither apart.
 type leader struct{ lost bool }
 
 // RoundTrip implements http.RoundTripper.
@@ -112,7 +113,8 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.base.RoundTrip(out)
 	if err == nil {
 		if l, ok := req.Context().Value(leaderKey{}).(*leader); ok {
-			l.lost = strings.EqualFold(resp.Header.Get("X-Consul-KnownLeader"), "false")
+			l.lost = strings.EqualFold(resp.Header.Get("X-Consul-KnownLeader"), "false") &&
+				!strings.EqualFold(resp.Header.Get("X-Consul-Query-Backend"), "streaming")
 		}
 		resp.Body = &boundedBody{ReadCloser: resp.Body, left: maxAnswer}
 	}

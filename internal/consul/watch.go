@@ -72,13 +72,18 @@ func (w *watch) status() WatchStatus {
 func (w *watch) run(ctx context.Context) {
 	p := &w.c.pace
 	tokens := newBucket(time.Now())
-	index, failures := uint64(0), 0
+	index, failures, idle := uint64(0), 0, 0
 	for {
-		for pause := tokens.take(time.Now(), p.refill); pause > 0; pause = tokens.take(time.Now(), p.refill) {
+		refill := p.refill
+		if idle >= idleAnswers {
+			refill = p.refillIdle
+		}
+		for pause := tokens.take(time.Now(), refill); pause > 0; pause = tokens.take(time.Now(), refill) {
 			if !w.sleep(ctx, pause) {
 				return
 			}
 		}
+		asked := time.Now()
 		got, err := w.ask(ctx, index)
 		if ctx.Err() != nil {
 			return // whoever cancelled is not interested in how the query ended
@@ -86,6 +91,9 @@ func (w *watch) run(ctx context.Context) {
 		if err == nil {
 			w.believed(got, failures)
 			index, failures = nextIndex(index, got.index), 0
+			if idle++; got.changed || time.Since(asked) >= p.refillIdle {
+				idle = 0
+			}
 			continue
 		}
 		failures++

@@ -227,9 +227,19 @@ func (f *FakeConsul) Tokens() map[string]int {
 
 func (f *FakeConsul) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/health/connect/{name}", f.blocking(func(r *http.Request) any {
+	health := f.blocking(func(r *http.Request) any {
 		return f.health(r.PathValue("name"), r.URL.Query().Get("dc"))
-	}))
+	})
+	mux.HandleFunc("GET /v1/health/connect/{name}", func(w http.ResponseWriter, r *http.Request) {
+		// As Consul 1.20 does: what was asked with an index comes from a
+		// stream, and then the leader is never known.
+		header := w.Header()
+		if header.Set("X-Consul-Query-Backend", "blocking-query"); r.URL.Query().Get("index") != "" {
+			header.Set("X-Consul-Query-Backend", "streaming")
+			header.Set("X-Consul-KnownLeader", "false")
+		}
+		health(w, r)
+	})
 	roots := f.blocking(func(*http.Request) any { return f.rootList() })
 	mux.HandleFunc("GET /v1/agent/connect/ca/roots", roots)
 	mux.HandleFunc("GET /v1/connect/ca/roots", roots)
@@ -319,7 +329,9 @@ func (f *FakeConsul) blocking(get func(*http.Request) any) http.HandlerFunc {
 		index, body := f.index, get(r)
 		f.mu.Unlock()
 		w.Header().Set("X-Consul-Index", strconv.FormatUint(index, 10))
-		w.Header().Set("X-Consul-KnownLeader", "true")
+		if w.Header().Get("X-Consul-KnownLeader") == "" {
+			w.Header().Set("X-Consul-KnownLeader", "true")
+		}
 		w.Header().Set("X-Consul-LastContact", "0")
 		writeJSON(w, body)
 	}

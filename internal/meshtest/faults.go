@@ -20,7 +20,8 @@ type Fault struct {
 	Status int           // instead of the real answer, with Body
 	Body   *string       // instead of the real body; Text("") is an empty one
 	Index  *uint64       // instead of the real X-Consul-Index; Number(0) leaves the header out
-	// Leaderless says X-Consul-KnownLeader: false.
+	// Leaderless says X-Consul-KnownLeader: false, and that the answer did not
+	// come from a stream, where that means nothing.
 	Leaderless bool
 	// Cut ends the connection after that many octets of the body.
 	Cut int
@@ -123,6 +124,7 @@ func (b *brokenPath) serve(w http.ResponseWriter, r *http.Request, good http.Han
 	}
 	if fault.Leaderless {
 		header.Set("X-Consul-KnownLeader", "false")
+		header.Set("X-Consul-Query-Backend", "blocking-query")
 	}
 	header.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(answer.Code)
