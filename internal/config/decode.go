@@ -181,8 +181,15 @@ func (d *decoder) notYet(at hcl.Range, name, path string) {
 	d.errorf(at, "Not supported yet", "%q%s is not supported yet by this version of meshd. Remove it.", name, within(path))
 }
 
+// maxHints is how many findings get a suggestion. There is a reader for
+// maxDiagnostics of them only, and comparing with every name takes its time.
+const maxHints = 10 * maxDiagnostics
+
 // hint suggests a near name of this block, else the block that has the name.
 func (d *decoder) hint(name string, b *block) string {
+	if len(d.list) > maxHints {
+		return ""
+	}
 	here := slices.Concat(b.attrNames(), b.blockNames(), b.later)
 	if s := suggest(name, here, maxTypos); slices.Contains(b.later, s) {
 		return " Did you mean \"" + s + "\"? It is not supported yet."

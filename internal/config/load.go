@@ -30,8 +30,10 @@ const (
 	// maxNesting bounds brackets within brackets: the parser is recursive, and
 	// Go cannot recover from a stack that has run out.
 	maxNesting = 64
-	// maxOperators bounds operators in one file, which nest without brackets.
-	maxOperators = 10_000
+	// maxOperators bounds what nests in one file without being inside of one
+	// another: 1+1+1, a[b][c]. A host's configuration has no operators and a
+	// list per service.
+	maxOperators = 20_000
 )
 
 // host is what a configuration takes from the machine, so that tests can say it.
@@ -188,6 +190,14 @@ func tooDeep(tokens hclsyntax.Tokens) (hcl.Range, string) {
 	depth, operators := 0, 0
 	for _, t := range tokens {
 		switch t.Type {
+		case hclsyntax.TokenBang, hclsyntax.TokenMinus, hclsyntax.TokenQuestion, hclsyntax.TokenPlus, hclsyntax.TokenStar, hclsyntax.TokenSlash,
+			hclsyntax.TokenPercent, hclsyntax.TokenAnd, hclsyntax.TokenOr, hclsyntax.TokenEqualOp, hclsyntax.TokenNotEqual,
+			hclsyntax.TokenLessThan, hclsyntax.TokenLessThanEq, hclsyntax.TokenGreaterThan, hclsyntax.TokenGreaterThanEq, hclsyntax.TokenOBrack:
+			if operators++; operators > maxOperators {
+				return t.Range, fmt.Sprintf("There are more than %d operators and lists in this file.", maxOperators)
+			}
+		}
+		switch t.Type {
 		case hclsyntax.TokenOBrace, hclsyntax.TokenOBrack, hclsyntax.TokenOParen, hclsyntax.TokenTemplateInterp, hclsyntax.TokenTemplateControl,
 			hclsyntax.TokenOQuote, hclsyntax.TokenOHeredoc:
 			if depth++; depth > maxNesting {
@@ -196,10 +206,6 @@ func tooDeep(tokens hclsyntax.Tokens) (hcl.Range, string) {
 		case hclsyntax.TokenCBrace, hclsyntax.TokenCBrack, hclsyntax.TokenCParen, hclsyntax.TokenTemplateSeqEnd,
 			hclsyntax.TokenCQuote, hclsyntax.TokenCHeredoc:
 			depth--
-		case hclsyntax.TokenBang, hclsyntax.TokenMinus, hclsyntax.TokenQuestion:
-			if operators++; operators > maxOperators {
-				return t.Range, fmt.Sprintf("There are more than %d operators in this file.", maxOperators)
-			}
 		}
 	}
 	return hcl.Range{}, ""

@@ -40,6 +40,7 @@ type finding struct {
 // reporter collects findings over all files.
 type reporter struct {
 	sources []*source
+	byName  map[string]*source
 	list    []finding
 	errors  int
 	// incomplete is set when something could not be read that may have held
@@ -86,12 +87,13 @@ func (r *reporter) hcl(diags hcl.Diagnostics) {
 }
 
 func (r *reporter) source(name string) *source {
-	for _, s := range r.sources {
-		if s.name == name {
-			return s
+	if len(r.byName) != len(r.sources) {
+		r.byName = make(map[string]*source, len(r.sources))
+		for _, s := range r.sources {
+			r.byName[s.name] = s
 		}
 	}
-	return nil
+	return r.byName[name]
 }
 
 // compare orders two places by file in reading order, then by position.
