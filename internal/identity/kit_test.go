@@ -160,7 +160,10 @@ func talk(conn *tls.Conn) side {
 	}
 	_, err := conn.Write([]byte{1})
 	if err == nil {
-		_, err = conn.Read(make([]byte, 1))
+		var n int
+		if n, err = conn.Read(make([]byte, 1)); n == 1 {
+			err = nil // it came together with the end
+		}
 	}
 	return side{conn.ConnectionState(), err}
 }

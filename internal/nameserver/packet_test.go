@@ -76,6 +76,7 @@ func TestSizes(t *testing.T) {
 	}{
 		{"fits", q, whole, false},
 		{"one octet short", q, whole - 1, true},
+		{"EDNS below 512 counts as 512", edns("payments.mesh.internal.", dns.TypeSRV, 20, false), maxQuery, false},
 		{"short with EDNS", edns("payments.mesh.internal.", dns.TypeSRV, 1232, false), whole, true},
 	} {
 		p := respond(t, z, s, pack(t, c.q), c.limit, true)

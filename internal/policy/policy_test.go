@@ -26,6 +26,7 @@ func TestDecide(t *testing.T) {
 		{"wildcard is a name like others", service(mesh.Allow{Caller: "*", Pos: at(2)}), "web", Decision{false, ReasonNotListed, at(1)}},
 		{"no name", two, "", Decision{false, ReasonNoCaller, at(1)}},
 		{"no name, block without a name", service(mesh.Allow{Pos: at(2)}), "", Decision{false, ReasonNoCaller, at(1)}},
+		{"only a block without a name", service(mesh.Allow{Pos: at(2)}), "web", Decision{false, ReasonNoAllow, at(1)}},
 		{"no block", service(), "web", Decision{false, ReasonNoAllow, at(1)}},
 		{"the service itself", service(), "payments", Decision{false, ReasonNoAllow, at(1)}},
 		{"zero rules", &Rules{}, "web", Decision{Reason: ReasonNotCompiled}},
