@@ -51,7 +51,7 @@ func (b *body) has(name string) bool {
 	return ok && !v.wrong
 }
 
-// at is where the attribute was written, else where its block begins.
+// placeOf is where the attribute was written, else where its block begins.
 func (b *body) placeOf(name string) hcl.Range {
 	if v, ok := b.values[name]; ok {
 		return v.at

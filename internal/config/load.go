@@ -74,7 +74,11 @@ func Load(path string) (*Config, error) {
 		s := &source{name: name, order: len(r.sources)}
 		r.sources = append(r.sources, s)
 		if s.bytes, err = readFile(name, maxFileBytes); err != nil {
-			r.errorf(hcl.Range{Filename: name}, "Unreadable file", "%s.", reason(err))
+			next := ""
+			if name == path && errors.Is(err, fs.ErrNotExist) {
+				next = " Create it (an empty one will do), or give the path of another."
+			}
+			r.errorf(hcl.Range{Filename: name}, "Unreadable file", "%s.%s", reason(err), next)
 			r.incomplete = true
 		}
 	}
