@@ -337,7 +337,7 @@ func (x *exchange) record(o Outcome) {
 	now := x.w.loop.Now()
 	x.shard.Exchange(uint8(o), class, now-x.start)
 	x.shard.Bytes(x.received, x.sent)
-	if x.w.p.opt.AccessLog != nil {
+	if x.w.access != nil {
 		x.logAccess(o, endpoint, now)
 	}
 }
@@ -352,12 +352,12 @@ func (x *exchange) logAccess(o Outcome, endpoint string, now int64) {
 	} else if x.inbound != nil {
 		a.Direction, a.Name = telemetry.Inbound, x.inbound.Name
 	}
-	telemetry.AccessLine(x.w.p.opt.AccessLog, a)
+	telemetry.AccessLine(x.w.access, a)
 }
 
 // note keeps what only the access log needs.
 func (x *exchange) note(h *mesh.Head) {
-	if x.w.p.opt.AccessLog != nil {
+	if x.w.access != nil {
 		x.method, x.path = string(h.Method), string(h.Path)
 	}
 }

@@ -42,6 +42,7 @@ type Proxy struct {
 	opt          Options
 	workers      []*worker
 	picture      atomic.Pointer[picture]
+	settings     atomic.Pointer[settings]
 	serverConfig *tls.Config
 	peers        net.Listener
 	counts       counts
@@ -60,6 +61,18 @@ type Proxy struct {
 	listeners map[netip.AddrPort]*acceptor
 }
 
+// settings are the options that may change while the proxy runs.
+type settings struct {
+	access *slog.Logger
+	drain  time.Duration
+}
+
+// Configure replaces Options.AccessLog and Options.DrainTimeout. Any goroutine
+// may call it; loops see it at their next turn.
+func (p *Proxy) Configure(access *slog.Logger, drain time.Duration) {
+	p.settings.Store(&settings{access, drain})
+}
+
 // New binds the peer port and makes the loops. Nothing is served before Run.
 func New(o Options) (*Proxy, error) {
 	if o.Loops < 1 {
@@ -70,6 +83,7 @@ func New(o Options) (*Proxy, error) {
 		listeners: make(map[netip.AddrPort]*acceptor),
 		slots:     make(chan struct{}, maxHandshakes),
 	}
+	p.Configure(o.AccessLog, o.DrainTimeout)
 	p.life, p.end = context.WithCancel(context.Background())
 	p.serverConfig = o.Identity.ServerConfig(p.offered)
 	p.serverConfig.NextProtos = []string{wire.ALPN}
@@ -254,7 +268,7 @@ func (p *Proxy) drain() {
 	for _, w := range p.workers {
 		w.loop.Post(w.beginDrain)
 	}
-	limit := time.NewTimer(p.opt.DrainTimeout)
+	limit := time.NewTimer(p.settings.Load().drain)
 	defer limit.Stop()
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()

@@ -18,7 +18,8 @@ type worker struct {
 	log  *slog.Logger
 
 	// pic is the picture of this turn; an exchange keeps the plan it was made with.
-	pic *picture
+	pic    *picture
+	access *slog.Logger // nil: no access log
 
 	// links by target slot; eps by endpoint slot: indexes instead of maps.
 	links []*linkSet
@@ -85,7 +86,10 @@ type epLocal struct {
 	inFlight uint32
 }
 
-func (w *worker) turnStart() { w.pic = w.p.picture.Load() }
+func (w *worker) turnStart() {
+	w.pic = w.p.picture.Load()
+	w.access = w.p.settings.Load().access
+}
 
 // turnEnd does what the handlers of this turn left: sides that got room again
 // run, then application sockets are flushed (which may grant credit), then
