@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"strings"
+	"time"
+
+	"meshd/internal/consul"
+	"meshd/internal/mesh"
+	"meshd/internal/telemetry"
+)
+
+// gauges tells what is the case at a scrape.
+func (a *Agent) gauges() telemetry.Gauges {
+	g := telemetry.Gauges{Version: a.version.Version, ReloadOK: true, ReloadTime: a.started}
+	for i, l := range a.proxy.Loads() {
+		g.Loops = append(g.Loops, telemetry.LoopGauge{Index: i, Load: l})
+	}
+	for _, l := range a.identity.Leafs() {
+		g.Certificates = append(g.Certificates, telemetry.CertificateGauge{Service: l.Service, NotAfter: l.NotAfter})
+	}
+	g.Handshakes = a.proxy.Counts().Handshakes
+	if dns, _ := a.DNS(); dns != nil {
+		g.DNSResponses = make(map[string]uint64)
+		for code, n := range dns.Counts().ByRcode {
+			g.DNSResponses[strings.ToUpper(code)] = n // as the protocol's registry writes them
+		}
+	}
+	var c consul.Status
+	if a.consul != nil {
+		c = a.consul.Status()
+		g.Consul = telemetry.ConsulGauge{Used: true, Reachable: c.Reachable, Queries: c.Queries - c.Failures, Errors: c.Failures}
+	}
+	v := a.view.Load()
+	if v == nil {
+		return g
+	}
+	g.Generation, g.ReloadTime = v.snap.Generation, v.loaded
+	g.ReloadOK = v.reload == nil || v.reload.Success
+	for _, l := range v.listeners {
+		if l.Err != nil {
+			g.ListenersFailed++
+		} else {
+			g.Listeners++
+		}
+	}
+	outbound := make(map[string]*mesh.Outbound, len(v.snap.Outbound))
+	for _, o := range v.snap.Outbound {
+		outbound[o.Name] = o
+	}
+	for _, st := range a.proxy.Upstreams() {
+		o := outbound[st.Name]
+		if o == nil {
+			continue // a newer picture than v
+		}
+		u := telemetry.UpstreamGauge{Name: o.Name, Healthy: o.Healthy, Total: len(o.Endpoints)}
+		if at, ok := confirmed(&c, o); ok {
+			u.CatalogUpdated = at
+		}
+		l := telemetry.LinkGauge{Direction: telemetry.Outbound, Name: o.Name}
+		for _, e := range st.Endpoints {
+			switch e.Breaker {
+			case "open":
+				u.BreakersOpen++
+			case "half-open":
+				u.BreakersHalfOpen++
+			}
+			l.Links += e.Links
+			l.Streams += e.InFlight
+		}
+		g.Upstreams = append(g.Upstreams, u)
+		g.Links = append(g.Links, l)
+	}
+	return g
+}
+
+// confirmed returns when Consul last stated the endpoints of an upstream,
+// changed or not; false for those written by hand and those never stated.
+func confirmed(c *consul.Status, o *mesh.Outbound) (time.Time, bool) {
+	if o.Source == "static" {
+		return time.Time{}, false
+	}
+	key := o.Key()
+	for i := range c.Watches {
+		w := &c.Watches[i]
+		if w.Kind == consul.KindService && w.Name == key.Name && w.Datacenter == key.Datacenter {
+			return w.Confirmed, !w.Confirmed.IsZero()
+		}
+	}
+	return time.Time{}, false
+}
