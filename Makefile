@@ -38,7 +38,7 @@ lint: ## gofmt, vet, staticcheck, the rules of the house, documents in step with
 fuzz: ## fuzz every decoder for FUZZTIME each
 	@for p in $$($(GO) list $(PKG)); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
-	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p || exit 1; \
 	  done; done
 
 bench: ## run the Go benchmarks, ten times each, ready for benchstat
