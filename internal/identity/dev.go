@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -49,8 +50,9 @@ func NewDev(dir string, store *Store, log *slog.Logger) (*Dev, error) {
 	return &Dev{ca: ca, store: store, log: log, kick: make(chan struct{}, 1), due: map[string]time.Time{}}, nil
 }
 
-// Want sets the services that need a leaf and returns when each has one.
-// Others are not renewed any more; [Store.Retain] drops them.
+// Want sets the services that need a leaf and returns when each has one, or
+// says which could not get one. Others are not renewed any more;
+// [Store.Retain] drops them.
 func (d *Dev) Want(services []string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -59,19 +61,17 @@ func (d *Dev) Want(services []string) error {
 			delete(d.due, service)
 		}
 	}
+	var errs []error
 	for _, service := range services {
-		if _, ok := d.due[service]; ok {
-			continue
-		}
-		if err := d.issue(service); err != nil {
-			return err
+		if _, ok := d.due[service]; !ok {
+			errs = append(errs, d.issue(service))
 		}
 	}
 	select {
 	case d.kick <- struct{}{}:
 	default:
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // issue gives the service a new leaf. d.mu is held.

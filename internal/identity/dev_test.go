@@ -114,6 +114,7 @@ func TestDevBadFolder(t *testing.T) {
 		"a leaf": func(t *testing.T, path string) error {
 			ca := newCA(t, nil, func(c *x509.Certificate) {
 				c.IsCA, c.KeyUsage, c.URIs = false, 0, []*url.URL{uri(t, "spiffe://x.dev.meshd")}
+				c.NotAfter = time.Now().Add(devRootLife)
 			})
 			a := &authority{root: ca.cert, key: ca.key}
 			return a.write(path)
@@ -190,8 +191,11 @@ func TestDevLeaf(t *testing.T) {
 	if _, ok := s.Leaf("web"); !ok {
 		t.Error("Want dropped a leaf: connections of the picture before need it")
 	}
-	if err := d.Want([]string{"a/b"}); err == nil {
+	if err := d.Want([]string{"a/b", "after"}); err == nil {
 		t.Error("a leaf for a name that no peer would accept")
+	}
+	if _, ok := s.Leaf("after"); !ok {
+		t.Error("one bad name kept the others from a leaf")
 	}
 }
 
