@@ -97,7 +97,7 @@ func (l *link) accept(f wire.Frame) error {
 	case tcp:
 		w.connectTCP(in, x)
 	case !validTarget(o.Path):
-		x.refuse(BadRequest)
+		x.refuse(ProtocolError) // the other agent should have seen it
 	default:
 		x.note(&o.Head)
 		w.requestLocal(in, l, x, &o.Head, f.End)

@@ -126,7 +126,7 @@ func (x *exchange) fromDownData(p []byte, end bool) {
 	x.activity = x.w.loop.Now()
 	x.received += int64(len(p))
 	x.reqEnd = x.reqEnd || end
-	if x.saved != nil && len(p) > 0 {
+	if x.saved != nil && (len(p) > 0 || end) {
 		x.dropSaved() // cannot be repeated any more
 	}
 	if x.up != nil {
@@ -138,6 +138,7 @@ func (x *exchange) fromDownData(p []byte, end bool) {
 func (x *exchange) fromDownTrailers(t []mesh.Field) {
 	x.activity = x.w.loop.Now()
 	x.reqEnd = true
+	x.dropSaved()
 	if x.up != nil {
 		x.up.sendTrailers(t)
 		x.settle()
@@ -148,7 +149,9 @@ func (x *exchange) fromDownTrailers(t []mesh.Field) {
 
 func (x *exchange) fromUpInterim(h *mesh.Head) {
 	x.activity = x.w.loop.Now()
-	if !x.respHead {
+	// An interim answer is not waited for by credit, so whoever does not read
+	// gets none: an application could send them without end.
+	if !x.respHead && x.down.room() > 0 {
 		x.down.sendInterim(h)
 	}
 }
@@ -337,6 +340,7 @@ func (x *exchange) record(o Outcome) {
 	now := x.w.loop.Now()
 	x.shard.Exchange(uint8(o), class, now-x.start)
 	x.shard.Bytes(x.received, x.sent)
+	x.shard.Attempts(x.tries)
 	if x.w.access != nil {
 		x.logAccess(o, endpoint, now)
 	}
@@ -372,7 +376,7 @@ func (x *exchange) open(o *wire.Open, end bool) {
 		return
 	}
 	if l := x.w.linkSet(ep.target).best(); l != nil {
-		o.Endpoint, o.Remaining, o.Attempt = ep.id, x.remaining(), uint8(x.tries)
+		o.Endpoint, o.Remaining, o.Attempt = ep.id, x.remaining(), uint8(x.tries-1)
 		if !l.start(x, o, end) {
 			x.finish(BadRequest)
 		}
@@ -408,7 +412,7 @@ func (x *exchange) send(l *link) {
 		x.finish(ProtocolError)
 		return
 	}
-	o.Endpoint, o.Remaining, o.Attempt = x.ep.id, x.remaining(), uint8(x.tries)
+	o.Endpoint, o.Remaining, o.Attempt = x.ep.id, x.remaining(), uint8(x.tries-1)
 	if !l.start(x, o, x.savedEnd) {
 		x.finish(BadRequest)
 		return

@@ -32,12 +32,14 @@ type downHTTP struct {
 	answered   bool  // the response is complete in out
 	chunked    bool  // the response is sent in chunks
 	remain     int64 // of a response with content-length; -1 is any
+	ahead      int   // bytes in out that belong to answers before this one
 	carry      int   // body bytes in out that were not told as delivered
 
 	timer     loop.Timer
 	timerAt   int64
 	headStart int64 // loop time of a head's first byte; 0 while there is none
-	idleFrom  int64
+	idleFrom  int64 // loop time since which nothing was asked or taken
+	lingerEnd int64
 	lingering int // bytes thrown away so far
 	starved   bool
 }
@@ -74,8 +76,9 @@ func (c *downHTTP) Ready(ev loop.Events) {
 	if ev&loop.Writable != 0 && c.pending() > 0 {
 		c.w.markDirty(c)
 	}
-	if ev&loop.Failed != 0 && c.state == downWait {
-		// Nothing is read while an answer is awaited, so a reset is found here.
+	if ev&loop.Failed != 0 {
+		// Nothing is read while an answer or room is awaited, so a reset is
+		// found here.
 		if loop.SocketError(c.fd) != 0 {
 			c.gone()
 			return
@@ -89,13 +92,8 @@ func (c *downHTTP) run() {
 	if c.fd < 0 {
 		return
 	}
-	if c.answered {
-		if c.pending() > 0 && c.closeAfter {
-			return // flush goes on
-		}
-		if !c.next() {
-			return
-		}
+	if c.answered && !c.next() {
+		return
 	}
 	if len(c.in) > 0 && c.wants() {
 		if !c.take(c.in) {
@@ -132,8 +130,12 @@ func (c *downHTTP) run() {
 // wants tells whether bytes could be used now.
 func (c *downHTTP) wants() bool {
 	switch c.state {
-	case downHead, downLinger:
+	case downLinger:
 		return true
+	case downHead:
+		// Answers without a body would else pile up for a client that sends one
+		// request behind the other and does not read.
+		return c.room() > 0
 	case downBody:
 		if c.x.up == nil || c.x.up.room() <= 0 {
 			c.starved = true
@@ -158,6 +160,9 @@ func (c *downHTTP) consume(b []byte) []byte {
 	for len(b) > 0 && c.fd >= 0 {
 		switch c.state {
 		case downHead:
+			if c.room() <= 0 {
+				return b
+			}
 			if c.scan == 0 {
 				b = b[http1.LeadingCRLF(b):]
 			}
@@ -233,6 +238,7 @@ func (c *downHTTP) request(head []byte) {
 	c.minor, c.closeAfter = int8(r.Minor), r.Close || w.draining
 	c.headOnly = string(r.Method) == "HEAD"
 	c.answered, c.chunked, c.remain = false, false, -1
+	c.ahead, c.carry = c.pending(), 0
 	c.state = downWait
 	if r.Length != 0 {
 		c.state = downBody
@@ -250,9 +256,11 @@ func (c *downHTTP) request(head []byte) {
 		c.x.finish(Overflow)
 		return
 	}
+	c.x.reqEnd = c.state == downWait
 	c.arm()
 	c.x.note(&r.Head)
 	if string(r.Method) == "CONNECT" {
+		c.closeAfter = true // what follows is no HTTP
 		c.x.finish(BadRequest)
 		return
 	}
@@ -272,13 +280,12 @@ func (c *downHTTP) refuse(err error) {
 	if he, ok := errors.AsType[*http1.Error](err); ok {
 		status, reason = he.Status, he.Reason
 	}
-	c.state, c.minor, c.closeAfter, c.headOnly = downWait, 1, true, false
+	c.state, c.minor, c.closeAfter, c.headOnly, c.headStart = downWait, 1, true, false, 0
 	x := &c.x
 	x.begin(c.w, c, false)
 	x.plan = c.w.pic.out(c.st.slot)
 	x.shard = c.st.shards[c.w.loop.Index()]
 	x.status = status
-	x.reqEnd = true
 	c.answer(status, BadRequest, reason)
 	x.record(BadRequest)
 	c.w.later(c)
@@ -303,31 +310,33 @@ func (c *downHTTP) gone() {
 // ended is the end of what the application sends.
 func (c *downHTTP) ended() {
 	switch c.state {
-	case downHead, downLinger:
+	case downHead:
+		// A client that sends its request and closes its writing half may still
+		// be reading the answer.
+		c.closeAfter, c.answered = true, true
+		c.next()
+	case downLinger:
 		c.shut(false)
 	case downBody:
 		if c.body.EOF() != nil {
 			c.gone()
 		}
-	default:
-		// A client that sent its request and closed its writing half wants the
-		// answer; it cannot send another request.
-		c.closeAfter = true
 	}
 }
 
 // next goes on after a complete response. It reports false when the
 // connection does not.
 func (c *downHTTP) next() bool {
-	c.answered = false
-	if c.closeAfter || c.eof {
+	if c.closeAfter {
 		if c.pending() > 0 {
-			c.closeAfter, c.answered = true, true
-			return false
+			c.arm()
+			return false // flush goes on
 		}
+		c.answered = false
 		c.linger()
 		return c.fd >= 0
 	}
+	c.answered = false
 	c.state, c.scan, c.headStart, c.idleFrom = downHead, 0, 0, c.w.loop.Now()
 	c.arm()
 	return true
@@ -341,8 +350,9 @@ func (c *downHTTP) linger() {
 		return
 	}
 	c.state = downLinger
+	c.lingerEnd = c.w.loop.Now() + int64(lingerTimeout)
 	loop.ShutdownWrite(c.fd)
-	c.w.loop.Arm(&c.timer, c.w.loop.Now()+int64(lingerTimeout))
+	c.arm()
 }
 
 func (c *downHTTP) shut(abort bool) {
@@ -355,23 +365,30 @@ func (c *downHTTP) shut(abort bool) {
 	c.w.release(c, c.st.shards[c.w.loop.Index()], &c.st.usage)
 }
 
-// arm sets the timer to the first moment at which something may be due. It is
-// only moved forward: when it fires early it is set anew, which costs less than
-// moving it with every byte.
-func (c *downHTTP) arm() {
-	var at int64
+// dueAt returns the first moment at which something may be due, 0 if nothing
+// is.
+func (c *downHTTP) dueAt() (at int64) {
 	switch {
-	case c.state == downHead && c.headStart != 0:
-		at = c.headStart + int64(headerTimeout)
-	case c.state == downHead:
-		at = c.idleFrom + int64(c.idleLimit())
-		if c.idleLimit() == 0 {
-			return
-		}
+	case c.state == downLinger:
+		at = c.lingerEnd
 	case c.x.running:
 		at, _ = c.x.dueAt()
+	case c.pending() > 0: // an answer that the client does not read
+		at = c.idleFrom + int64(unreadTimeout)
+	case c.headStart != 0:
+		at = c.headStart + int64(headerTimeout)
+	case c.state == downHead:
+		if limit := c.idleLimit(); limit > 0 {
+			at = c.idleFrom + limit
+		}
 	}
-	if at != 0 && (!c.timer.Armed() || at < c.timerAt) {
+	return at
+}
+
+// arm sets the timer to what is due first. It is only moved forward: when it
+// fires early it is set anew, which costs less than moving it with every byte.
+func (c *downHTTP) arm() {
+	if at := c.dueAt(); at != 0 && (!c.timer.Armed() || at < c.timerAt) {
 		c.timerAt = at
 		c.w.loop.Arm(&c.timer, at)
 	}
@@ -386,35 +403,25 @@ func (c *downHTTP) idleLimit() (d int64) {
 
 // Expired looks what is due.
 func (c *downHTTP) Expired(*loop.Timer) {
-	now := c.w.loop.Now()
+	if c.fd < 0 {
+		return
+	}
+	if at := c.dueAt(); at == 0 || c.w.loop.Now() < at {
+		c.arm()
+		return
+	}
 	switch {
-	case c.fd < 0:
 	case c.state == downLinger:
 		c.shut(false)
-	case c.state == downHead && c.headStart != 0:
-		if now >= c.headStart+int64(headerTimeout) {
-			c.refuse(errHeaderTimeout)
-			return
-		}
-		c.arm()
-	case c.state == downHead:
-		if limit := c.idleLimit(); limit > 0 && now >= c.idleFrom+limit && c.pending() == 0 {
-			c.shut(false)
-			return
-		}
-		c.arm()
 	case c.x.running:
-		if at, o := c.x.dueAt(); at != 0 && now >= at {
-			c.x.expire(o)
-			return
-		}
-		c.arm()
-	default: // an answer that the client does not read
-		if limit := c.idleLimit(); limit > 0 && now >= c.idleFrom+limit {
-			c.shut(true)
-			return
-		}
-		c.w.loop.Arm(&c.timer, now+int64(headerTimeout))
+		_, o := c.x.dueAt()
+		c.x.expire(o)
+	case c.pending() > 0:
+		c.shut(true)
+	case c.headStart != 0:
+		c.refuse(errHeaderTimeout)
+	default:
+		c.shut(false)
 	}
 }
 
@@ -433,14 +440,16 @@ func (c *downHTTP) flush() {
 	if n > 0 {
 		c.x.activity, c.idleFrom = c.w.loop.Now(), c.w.loop.Now()
 	}
-	if c.carry > 0 && n > 0 {
-		n = min(n, c.carry)
+	before := min(n, c.ahead)
+	c.ahead -= before
+	if n = min(n-before, c.carry); n > 0 {
 		c.carry -= n
 		if c.x.up != nil {
 			c.x.up.delivered(n)
 		}
 	}
-	if c.pending() == 0 && c.answered {
+	switch {
+	case c.answered && c.pending() == 0, c.state == downHead && (c.readable || len(c.in) > 0):
 		c.w.later(c)
 	}
 }

@@ -29,14 +29,18 @@ type upHTTP struct {
 	carry     int
 	starved   bool
 	answering bool // a byte of the answer came
+	deaf      bool // the application takes nothing more; its answer may still come
 
 	// replay is the whole request, kept while a connection that was kept for
 	// reuse may turn out to be one the application has just closed.
 	replay   []byte
 	timer    loop.Timer
+	timerAt  int64
 	idleFrom int64
-	next     *upHTTP // in the pool
-	idle     bool
+	// connectBy is the loop time at which an attempt to connect is given up.
+	connectBy int64
+	next      *upHTTP // in the pool
+	idle      bool
 }
 
 type upState uint8
@@ -84,19 +88,19 @@ func (w *worker) requestLocal(in *inPlan, l *link, x *exchange, h *mesh.Head, en
 	if c = p.first; c != nil {
 		p.first, c.next, c.idle = c.next, nil, false
 		p.size--
-		w.loop.Disarm(&c.timer)
 		c.reused = true
 	} else if c = w.openLocal(in, p); c == nil {
 		x.finish(LocalConnectFailed)
 		return
 	}
 	c.begin(x)
+	c.arm()
 	w.trusted(l, h)
 	framing := http1.FramingNone
 	length, known := http1.ContentLength(h)
 	switch {
 	case known && end && length > 0:
-		x.finish(BadRequest)
+		x.finish(ProtocolError) // the other agent should have seen it
 		return
 	case known:
 		c.remain = length
@@ -136,10 +140,30 @@ func (w *worker) openLocal(in *inPlan, p *localPool) *upHTTP {
 		return nil
 	}
 	w.conns[c] = struct{}{}
-	if !done && in.ConnectTimeout > 0 {
-		w.loop.Arm(&c.timer, w.loop.Now()+int64(in.ConnectTimeout))
+	if in.ConnectTimeout > 0 {
+		c.connectBy = w.loop.Now() + int64(in.ConnectTimeout)
 	}
 	return c
+}
+
+// arm sets the timer to the first moment at which something may be due: the
+// stream has none, so the timeouts of this host's service are watched here. As
+// with downHTTP it is only moved forward.
+func (c *upHTTP) arm() {
+	var at int64
+	switch {
+	case c.idle:
+		at = c.idleFrom + int64(poolIdle)
+	case c.x != nil:
+		at, _ = c.x.dueAt()
+		if c.connecting && c.connectBy != 0 && (at == 0 || c.connectBy < at) {
+			at = c.connectBy
+		}
+	}
+	if at != 0 && (!c.timer.Armed() || at < c.timerAt) {
+		c.timerAt = at
+		c.w.loop.Arm(&c.timer, at)
+	}
 }
 
 // begin makes c the up side of x.
@@ -168,7 +192,6 @@ func (c *upHTTP) Ready(ev loop.Events) {
 		}
 		if ev&loop.Writable != 0 {
 			c.connecting = false
-			c.w.loop.Disarm(&c.timer)
 		}
 	}
 	c.note(ev)
@@ -318,6 +341,7 @@ func (c *upHTTP) response(head []byte) bool {
 		return false
 	}
 	c.dropReplay()
+	stripMesh(&r.Head)
 	if r.Status < 200 {
 		if r.Status == 101 { // nobody asked for an upgrade
 			c.failed(BadResponse)
@@ -327,7 +351,6 @@ func (c *upHTTP) response(head []byte) bool {
 		return c.fd >= 0
 	}
 	c.closing = c.closing || r.Close
-	stripMesh(&r.Head)
 	x := c.x
 	if r.Length == 0 {
 		c.complete()
@@ -356,19 +379,21 @@ func (c *upHTTP) park() {
 		return
 	}
 	c.x = nil
-	if c.closing || c.eof || c.pending() > 0 || c.w.draining || c.pool.size >= poolSize {
+	if c.closing || c.deaf || c.eof || c.pending() > 0 || c.w.draining || c.pool.size >= poolSize {
 		c.shut(false)
 		return
 	}
 	c.state, c.idle, c.idleFrom = upIdle, true, c.w.loop.Now()
 	c.next, c.pool.first = c.pool.first, c
 	c.pool.size++
-	c.w.loop.Arm(&c.timer, c.idleFrom+int64(poolIdle))
+	c.arm()
 }
 
 // ended is the end of what the application sends.
 func (c *upHTTP) ended() {
-	if c.state == upBody && c.eof && c.body.EOF() == nil {
+	// Once a write has failed the connection was reset, so that its end is not
+	// the end that was meant.
+	if c.state == upBody && c.eof && !c.deaf && c.body.EOF() == nil {
 		c.closing = true
 		x := c.x
 		c.complete()
@@ -399,6 +424,7 @@ func (c *upHTTP) again() {
 	}
 	n.begin(x)
 	n.sentAll, n.method, n.out, n.remain = sentAll, method, request, 0
+	n.arm()
 	w.markDirty(n)
 }
 
@@ -430,16 +456,29 @@ func (c *upHTTP) dropReplay() {
 	}
 }
 
-// Expired ends a connect that takes too long, or a connection nobody needs.
+// Expired ends a connect or an exchange that takes too long, or a connection
+// nobody needs.
 func (c *upHTTP) Expired(*loop.Timer) {
+	now := c.w.loop.Now()
 	switch {
 	case c.fd < 0:
-	case c.connecting:
-		c.failed(LocalConnectFailed)
+		return
 	case c.idle:
-		c.pool.remove(c)
-		c.shut(false)
+		if now >= c.idleFrom+int64(poolIdle) {
+			c.pool.remove(c)
+			c.shut(false)
+			return
+		}
+	case c.connecting && c.connectBy != 0 && now >= c.connectBy:
+		c.failed(LocalConnectFailed)
+		return
+	case c.x != nil:
+		if at, o := c.x.dueAt(); at != 0 && now >= at {
+			c.x.expire(o)
+			return
+		}
 	}
+	c.arm()
 }
 
 // flush writes the request.
@@ -463,7 +502,11 @@ func (c *upHTTP) flush() {
 			c.shut(true)
 			return
 		}
-		c.ended()
+		// The application closed; it may have answered before, which is common
+		// when it does not want the rest of a request.
+		c.dropOut()
+		c.deaf, c.readable = true, true
+		c.w.later(c)
 		return
 	}
 	if c.carry > 0 && n > 0 && c.x != nil {
@@ -488,7 +531,12 @@ var idempotent = [...]string{"GET ", "HEAD ", "PUT ", "DELETE ", "OPTIONS ", "TR
 
 // The side of the exchange.
 
-func (c *upHTTP) room() int { return outHigh - c.pending() }
+func (c *upHTTP) room() int {
+	if c.deaf {
+		return 0
+	}
+	return outHigh - c.pending()
+}
 
 func (c *upHTTP) sendHead(*mesh.Head, bool) {}
 
@@ -505,9 +553,13 @@ func (c *upHTTP) sendData(p []byte, end bool) {
 			x := c.x
 			c.x = nil
 			c.shut(true)
-			x.fromUpReset(BadRequest, true)
+			x.fromUpReset(ProtocolError, true)
 			return
 		}
+	}
+	if c.deaf {
+		c.sentAll = c.sentAll || end
+		return
 	}
 	if len(p) > 0 {
 		out := c.grow(len(p) + chunkOverhead)
@@ -525,7 +577,7 @@ func (c *upHTTP) sendData(p []byte, end bool) {
 }
 
 func (c *upHTTP) sendTrailers(t []mesh.Field) {
-	if !c.chunked {
+	if !c.chunked || c.deaf {
 		c.sendData(nil, true)
 		return
 	}

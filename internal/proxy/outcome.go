@@ -121,7 +121,7 @@ func (o Outcome) code() wire.Code {
 		return wire.CodeLocalProtocolError
 	case Draining:
 		return wire.CodeDraining
-	case ClientClosed, OK:
+	case ClientClosed, OK, BadRequest: // of the client here: the peer is not to blame
 		return wire.CodeCancelled
 	}
 	return wire.CodeInternal

@@ -42,18 +42,14 @@ func (s *sock) note(ev loop.Events) {
 }
 
 // read reads at most limit bytes after what is still unconsumed and returns
-// both together. The slice is a view of the loop's scratch or of s.in: what
-// the caller does not consume goes back by keep before the handler returns.
+// both together. The slice is a view of the loop's scratch: what the caller
+// does not consume goes back by keep before the handler returns. So a head that
+// comes byte by byte holds no more memory than its bytes.
 // errno is EAGAIN when there is nothing now; io.EOF is ok with n == 0 and s.eof.
 func (s *sock) read(limit int) (b []byte, errno syscall.Errno) {
-	left := len(s.in)
-	if left == 0 {
-		b = s.w.loop.Scratch()
-		b = b[:min(limit, len(b))]
-	} else {
-		s.in = s.w.room(s.in, min(limit, readChunk))
-		b = s.in[left:min(left+limit, cap(s.in))]
-	}
+	scratch := s.w.loop.Scratch()
+	left := copy(scratch, s.in)
+	b = scratch[left:min(left+limit, len(scratch))]
 	n, errno := loop.Read(s.fd, b)
 	switch {
 	case errno != 0:
@@ -68,31 +64,44 @@ func (s *sock) read(limit int) (b []byte, errno syscall.Errno) {
 	if n < len(b) && !s.peerClosed {
 		s.readable = false
 	}
-	if left == 0 {
-		return b[:n], 0
-	}
-	s.in = s.in[:left+n]
-	return s.in, 0
+	return scratch[:left+n], 0
 }
 
-// keep stores the rest of what read returned.
+// keep stores the rest of what read returned, or a tail of s.in.
 func (s *sock) keep(rest []byte) {
-	switch {
-	case len(rest) == 0:
-		if s.in != nil {
-			s.w.loop.Put(s.in)
-			s.in = nil
-		}
-	case len(s.in) > 0: // rest is a tail of s.in
-		s.in = s.in[:copy(s.in, rest)]
-	default:
-		s.in = append(s.w.loop.Get(len(rest)), rest...)
+	if s.in != nil && (len(rest) == 0 || cap(s.in) < len(rest)) {
+		s.w.loop.Put(s.in) // too small for rest, which thus is no part of it
+		s.in = nil
 	}
+	if len(rest) == 0 {
+		return
+	}
+	if s.in == nil {
+		s.in = s.w.loop.Get(len(rest))
+	}
+	s.in = append(s.in[:0], rest...)
 }
 
 // grow returns out with space for n more bytes; the caller appends and stores
-// it back with put.
-func (s *sock) grow(n int) []byte { return s.w.room(s.out, n) }
+// it back. What was written already is dropped whenever space is needed: a
+// reader that is never quite done would otherwise make out as long as all it
+// ever read. Moving costs no more than what was written since the last time.
+func (s *sock) grow(n int) []byte {
+	left := s.pending()
+	switch {
+	case cap(s.out)-len(s.out) >= n:
+	case s.off >= left && cap(s.out)-left >= n:
+		s.out = s.out[:copy(s.out, s.out[s.off:])]
+		s.off = 0
+	default:
+		g := append(s.w.loop.Get(max(left+n, 2*left)), s.out[s.off:]...)
+		if s.out != nil {
+			s.w.loop.Put(s.out)
+		}
+		s.out, s.off = g, 0
+	}
+	return s.out
+}
 
 func (s *sock) pending() int { return len(s.out) - s.off }
 
