@@ -1,0 +1,3 @@
+#!/bin/bash
+. "$LAB/tools/lib.sh"
+stop_all
