@@ -2,11 +2,13 @@ package proxy
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -110,7 +112,8 @@ func newPair(t testing.TB, loops int, protocol mesh.Protocol, app netip.AddrPort
 	t.Helper()
 	p := &pair{ca: t.TempDir()}
 	p.b = newHost(t, p.ca, loops, "127.78.0.0/16")
-	p.a = newHost(t, p.ca, loops, "127.77.0.0/16")
+	// Another range in every process: several may test at the same time.
+	p.a = newHost(t, p.ca, loops, fmt.Sprintf("127.%d.0.0/16", 80+os.Getpid()%160))
 	p.b.spec.Services = []mesh.Service{{
 		Name: "world", ID: "world", Address: app.Addr(), Port: app.Port(), Protocol: protocol,
 		Allow: []mesh.Allow{{Caller: "web"}}, ConnectTimeout: time.Second, IdleTimeout: time.Minute,
