@@ -1,8 +1,10 @@
 package proxy
 
 import (
+	"errors"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"meshd/internal/loop"
 	"meshd/internal/mesh"
@@ -18,7 +20,8 @@ type acceptor struct {
 	st    *upstreamState
 	tcp   bool
 	timer loop.Timer
-	w     *worker // nil until it is on its loop
+	w     *worker       // nil until it is on its loop
+	gone  chan struct{} // closed after fd
 }
 
 // Ready accepts what waits, up to a batch.
@@ -85,7 +88,7 @@ func (w *worker) take(fd int, st *upstreamState, tcp bool) {
 	}
 }
 
-// adopt registers an accepted connection, whose place take has counted.
+// adopt registers a connection with an application; take has counted its place.
 func (w *worker) adopt(h loop.Handler, fd int, c closer, shard *telemetry.Shard, u *usage) bool {
 	if err := w.loop.Add(fd, h); err != nil {
 		w.log.Error("cannot watch a connection", "error", err)
@@ -141,16 +144,35 @@ func (p *Proxy) Prepare(s *mesh.Snapshot) []ListenerState {
 		for _, addr := range o.Binds {
 			st := ListenerState{Upstream: o.Name, Address: addr}
 			if p.listeners[addr] == nil {
-				fd, _, err := loop.Listen(addr)
-				if err == nil {
-					p.listeners[addr] = &acceptor{p: p, addr: addr, fd: fd}
-				}
-				st.Err = err
+				st.Err = p.listen(addr)
 			}
 			states = append(states, st)
 		}
 	}
 	return states
+}
+
+var errDraining = errors.New("the agent is shutting down")
+
+// listen binds addr. p.mu is held.
+func (p *Proxy) listen(addr netip.AddrPort) error {
+	if p.draining {
+		return errDraining
+	}
+	// The loop may not have closed yet what was listening there a moment ago.
+	if old := p.closing[addr]; old != nil {
+		select {
+		case <-old.gone:
+			delete(p.closing, addr)
+		case <-time.After(closeWait):
+		}
+	}
+	fd, _, err := loop.Listen(addr)
+	if err != nil {
+		return err
+	}
+	p.listeners[addr] = &acceptor{p: p, addr: addr, fd: fd, gone: make(chan struct{})}
+	return nil
 }
 
 // install points every bound listener at its upstream in pic and closes those
@@ -168,11 +190,19 @@ func (p *Proxy) install(pic *picture) {
 			}
 		}
 	}
+	for addr, a := range p.closing {
+		select {
+		case <-a.gone:
+			delete(p.closing, addr)
+		default:
+		}
+	}
 	first := p.workers[0]
 	for addr, a := range p.listeners {
 		u, ok := wanted[addr]
 		if !ok {
 			delete(p.listeners, addr)
+			p.closing[addr] = a
 			if !first.loop.Post(a.shut) {
 				a.shut()
 			}
@@ -180,7 +210,7 @@ func (p *Proxy) install(pic *picture) {
 		}
 		first.loop.Post(func() {
 			a.st, a.tcp = u.st, u.tcp
-			if a.w == nil {
+			if a.w == nil && a.fd >= 0 {
 				a.w = first
 				a.timer.Owner = a
 				if err := first.loop.Add(a.fd, a); err != nil {
@@ -201,4 +231,5 @@ func (a *acceptor) shut() {
 	}
 	loop.Close(a.fd)
 	a.fd = -1
+	close(a.gone)
 }

@@ -159,6 +159,9 @@ func (x *exchange) fromUpInterim(h *mesh.Head) {
 func (x *exchange) fromUpHead(h *mesh.Head, end bool) {
 	x.activity = x.w.loop.Now()
 	x.respHead, x.status = true, h.Status
+	if h.Status < 500 {
+		x.proved()
+	}
 	x.dropSaved()
 	x.respEnd = end
 	x.down.sendHead(h, end)
@@ -168,6 +171,9 @@ func (x *exchange) fromUpHead(h *mesh.Head, end bool) {
 func (x *exchange) fromUpData(p []byte, end bool) {
 	x.activity = x.w.loop.Now()
 	x.sent += int64(len(p))
+	if x.tcp {
+		x.proved()
+	}
 	if x.saved != nil {
 		x.dropSaved()
 	}
@@ -215,7 +221,7 @@ func (x *exchange) fromUpReset(o Outcome, delivered bool) {
 		return
 	}
 	x.up = nil
-	if !delivered && !x.respHead && x.saved != nil && x.received == 0 {
+	if !delivered && !x.respHead && x.saved != nil && x.received == 0 && o != Denied {
 		x.giveBack(o)
 		x.attempt()
 		return
@@ -309,6 +315,16 @@ func (x *exchange) giveBack(o Outcome) {
 	x.ep = nil
 }
 
+// proved reports a probe as a success as soon as the endpoint has shown that it
+// works: a stream or a TCP connection may live for hours, and until its probe
+// is handed back nobody else may try the endpoint.
+func (x *exchange) proved() {
+	if x.permit == breaker.Probe && x.ep != nil {
+		x.ep.st.breaker.Success(x.permit)
+		x.permit = breaker.Granted
+	}
+}
+
 func (x *exchange) dropSaved() {
 	if x.saved != nil {
 		x.w.loop.Put(x.saved)
@@ -382,6 +398,8 @@ func (x *exchange) open(o *wire.Open, end bool) {
 		}
 		return
 	}
+	// They are filled in when it is sent. What is left in o is another request's.
+	o.Endpoint, o.Remaining, o.Attempt = nil, 0, 0
 	frame, ok := wire.AppendOpen(x.w.loop.Get(4<<10), 0, o, end)
 	if !ok {
 		x.w.loop.Put(frame)

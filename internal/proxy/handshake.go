@@ -33,8 +33,6 @@ func (p *Proxy) dial(s *linkSet, limit time.Duration) {
 			o := dialOutcome(err)
 			why := err.Error()
 			p.counts.handshake(reasonOf(err))
-			w.log.Warn("cannot link to peer", "service", t.service, "address", t.address.String(),
-				"caller", t.caller, "outcome", o.String(), "error", err)
 			w.loop.Post(func() { s.arrived(nil, o, why) })
 			return
 		}
@@ -56,10 +54,10 @@ type fresh struct {
 
 // connect runs the dialling side of a handshake.
 func (p *Proxy) connect(ctx context.Context, w *worker, t *target) (*fresh, error) {
-	if err := p.slot(ctx); err != nil {
+	if err := p.dials.take(ctx); err != nil {
 		return nil, fmt.Errorf("wait for a handshake slot: %w", err)
 	}
-	defer p.freeSlot()
+	defer p.dials.free()
 	cfg, err := p.opt.Identity.ClientConfig(t.caller, identity.Name{Service: t.service, Datacenter: t.datacenter})
 	if err != nil {
 		return nil, err
@@ -77,8 +75,8 @@ func (p *Proxy) connect(ctx context.Context, w *worker, t *target) (*fresh, erro
 		return nil, err
 	}
 	// Wait for the greeting.
-	deadline, _ := ctx.Deadline()
-	tcp.SetReadDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { tcp.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	buf := make([]byte, greetingRead)
 	n, err := f.tls.Read(buf)
 	if err != nil {
@@ -164,6 +162,11 @@ func (f *fresh) descriptor() (int, error) {
 
 // attach puts a dialled link on its loop.
 func (f *fresh) attach(w *worker, s *linkSet) {
+	if w.ended {
+		f.conn.tcp.Close()
+		s.dialing = false
+		return
+	}
 	l, err := f.link(w)
 	if err != nil {
 		s.arrived(nil, ConnectFailed, err.Error())
@@ -208,7 +211,7 @@ func (p *Proxy) serveHandshake(tcp net.Conn) {
 	f := &fresh{conn: &shim{tcp: tcp}}
 	f.tls = tls.Server(f.conn, p.serverConfig)
 	err := f.shake(ctx)
-	p.freeSlot()
+	p.accepts.free()
 	if err != nil {
 		tcp.Close()
 		reason := identity.ReasonOf(err)
@@ -222,14 +225,17 @@ func (p *Proxy) serveHandshake(tcp net.Conn) {
 	p.counts.handshake("ok")
 	f.local, _ = identity.ServiceOfSNI(f.tls.ConnectionState().ServerName)
 	w := p.choose()
-	own := f.tls.ConnectionState()
-	if !w.loop.Post(func() { f.welcome(w, own) }) {
+	if !w.loop.Post(func() { f.welcome(w) }) {
 		tcp.Close()
 	}
 }
 
 // welcome puts an accepted link on its loop and greets the peer.
-func (f *fresh) welcome(w *worker, cs tls.ConnectionState) {
+func (f *fresh) welcome(w *worker) {
+	if w.ended {
+		f.conn.tcp.Close()
+		return
+	}
 	l, err := f.link(w)
 	if err != nil {
 		w.log.Error("cannot take a link", "error", err)

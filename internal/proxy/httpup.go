@@ -89,9 +89,12 @@ func (w *worker) requestLocal(in *inPlan, l *link, x *exchange, h *mesh.Head, en
 		p.first, c.next, c.idle = c.next, nil, false
 		p.size--
 		c.reused = true
-	} else if c = w.openLocal(in, p); c == nil {
-		x.finish(LocalConnectFailed)
-		return
+	} else {
+		var o Outcome
+		if c, o = w.openLocal(in, p); c == nil {
+			x.finish(o)
+			return
+		}
 	}
 	c.begin(x)
 	c.arm()
@@ -126,24 +129,27 @@ func expectsBody(m []byte) bool {
 	return false
 }
 
-// openLocal begins a connection to the application, or returns nil.
-func (w *worker) openLocal(in *inPlan, p *localPool) *upHTTP {
+// openLocal begins a connection to the application, or returns nil and why.
+func (w *worker) openLocal(in *inPlan, p *localPool) (*upHTTP, Outcome) {
+	use := &in.st.usage
+	if !take(&use.connections, in.Limits.MaxConnections) {
+		return nil, Overflow
+	}
 	fd, done, err := loop.Connect(in.Target)
 	if err != nil {
-		return nil
+		use.connections.Add(-1)
+		return nil, LocalConnectFailed
 	}
 	c := &upHTTP{pool: p}
 	c.sock = sock{w: w, fd: fd, connecting: !done, writable: done}
 	c.timer.Owner = c
-	if w.loop.Add(fd, c) != nil {
-		loop.Close(fd)
-		return nil
+	if !w.adopt(c, fd, c, in.st.shards[w.loop.Index()], use) {
+		return nil, LocalConnectFailed
 	}
-	w.conns[c] = struct{}{}
 	if in.ConnectTimeout > 0 {
 		c.connectBy = w.loop.Now() + int64(in.ConnectTimeout)
 	}
-	return c
+	return c, OK
 }
 
 // arm sets the timer to the first moment at which something may be due: the
@@ -379,7 +385,7 @@ func (c *upHTTP) park() {
 		return
 	}
 	c.x = nil
-	if c.closing || c.deaf || c.eof || c.pending() > 0 || c.w.draining || c.pool.size >= poolSize {
+	if c.closing || c.deaf || c.eof || c.pending() > 0 || c.w.draining || c.retired(c.w.pic) || c.pool.size >= poolSize {
 		c.shut(false)
 		return
 	}
@@ -417,9 +423,9 @@ func (c *upHTTP) again() {
 	c.replay, c.x, x.up = nil, nil, nil
 	sentAll, method := c.sentAll, c.method
 	c.shut(false)
-	n := w.openLocal(x.inbound, c.pool)
+	n, o := w.openLocal(x.inbound, c.pool)
 	if n == nil {
-		x.finish(LocalConnectFailed)
+		x.finish(o)
 		return
 	}
 	n.begin(x)
@@ -446,7 +452,8 @@ func (c *upHTTP) shut(abort bool) {
 	c.w.loop.Disarm(&c.timer)
 	c.dropReplay()
 	c.close(abort)
-	delete(c.w.conns, c)
+	st := c.pool.st
+	c.w.release(c, st.shards[c.w.loop.Index()], &st.usage)
 }
 
 func (c *upHTTP) dropReplay() {

@@ -21,6 +21,10 @@ const (
 	// its streams get no more room; at linkLow they get it back.
 	linkHigh = 512 << 10
 	linkLow  = 128 << 10
+	// linkMax cuts a link whose peer does not read. Heads, resets and grants
+	// are put on a link without asking for room: a thousand requests with heads
+	// of 8 KiB must fit, a peer that only asks must not fill our memory.
+	linkMax = 16 << 20
 	// creditStep is how much must have been delivered before it is granted
 	// again: a quarter of the window, so that credit costs one small frame per
 	// 64 KiB and the sender never runs dry on a link without delay.
@@ -43,8 +47,9 @@ const (
 	// lingerBytes is how much of such a request is read and thrown away.
 	lingerBytes = 256 << 10
 
-	// maxHandshakes is how many TLS handshakes run at a time, both directions
-	// together; further peers wait in the kernel's backlog.
+	// maxHandshakes is how many TLS handshakes run at a time in each direction;
+	// further peers wait in the kernel's backlog. The directions are counted
+	// apart: whoever can reach the peer port must not keep us from dialling.
 	maxHandshakes = 256
 	// maxAttempts is how many endpoints are tried for one exchange as long as
 	// nothing was sent.
@@ -70,6 +75,20 @@ const (
 	deadAfter = 6 * time.Second
 	// pingIdle probes links without streams, which cost nobody anything yet.
 	pingIdle = 30 * time.Second
+
+	// probeTime is how long a TCP connection that probes a half-open endpoint
+	// must live to count as a success when nobody says anything on it. It is
+	// longer than the called side takes to find that its application is away.
+	probeTime = 5 * time.Second
+	// goawayGrace is how long a draining host that has nothing left to do waits
+	// for its peers to close the links it said goaway on: a request may be on
+	// its way.
+	goawayGrace = time.Second
+	// dialLogEvery spaces the log lines about one peer that cannot be linked to.
+	dialLogEvery = time.Second
+	// closeWait bounds how long Prepare waits for a loop to close a listener
+	// whose address is wanted again.
+	closeWait = time.Second
 
 	// poolIdle is how long a connection to a local application is kept for the
 	// next request, poolSize how many of them per service and loop.

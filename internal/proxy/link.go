@@ -41,6 +41,7 @@ type link struct {
 
 	timer    loop.Timer
 	lastRead int64
+	pingAt   int64 // when pinged was set
 	idleFrom int64
 	carried  int64 // bytes, both directions
 	budget   int   // bytes that this run may still read
@@ -99,6 +100,9 @@ func (l *link) Ready(ev loop.Events) {
 // read takes decrypted bytes until the socket is drained or the run is long
 // enough. crypto/tls gives at most one record per call.
 func (l *link) read() {
+	if l.closed {
+		return
+	}
 	w := l.w
 	l.budget = linkRun
 	w.cipherAt, w.cipherEnd = 0, 0
@@ -199,6 +203,10 @@ func (l *link) frame(f wire.Frame) error {
 			return errOpenFromAcceptor
 		}
 		return l.accept(f)
+	case wire.TypeHead, wire.TypeInterim, wire.TypeUpgradeAccepted:
+		if !l.opener {
+			return errHeadFromOpener
+		}
 	}
 	slot := wire.Slot(f.Stream)
 	if slot >= len(l.streams) || l.streams[slot] == nil || l.streams[slot].id != f.Stream {
@@ -209,6 +217,7 @@ func (l *link) frame(f wire.Frame) error {
 
 var (
 	errOpenFromAcceptor = errors.New("link protocol: the accepting side opened a stream")
+	errHeadFromOpener   = errors.New("link protocol: the dialing side sent a head")
 	errSlotInUse        = errors.New("link protocol: a stream was opened in a slot that is in use")
 	errCreditExceeded   = errors.New("link protocol: more data than credit")
 )
@@ -236,18 +245,12 @@ func (l *link) flush() {
 		l.owePong = false
 		l.out = wire.AppendPing(l.w.room(l.out, 32), l.pong, true)
 	}
-	if len(l.out) > 0 && len(l.cipher) == 0 {
-		out := l.out
-		l.out = nil
-		l.carried += int64(len(out))
-		if _, err := l.tls.Write(out); err != nil {
-			l.lost(err)
-			return
-		}
-		l.w.loop.Put(out)
-		if !l.writeCipher() {
-			return
-		}
+	if len(l.out) > 0 && len(l.cipher) == 0 && (!l.encrypt() || !l.writeCipher()) {
+		return
+	}
+	if len(l.out)+len(l.cipher)-l.off > linkMax {
+		l.lost(errUnread)
+		return
 	}
 	if l.full && len(l.out)+len(l.cipher)-l.off <= linkLow {
 		l.full = false
@@ -258,6 +261,20 @@ func (l *link) flush() {
 		}
 	}
 	l.closeIfDone()
+}
+
+// encrypt turns the frames of this turn into records. It reports whether the
+// link is still there.
+func (l *link) encrypt() bool {
+	out := l.out
+	l.out = nil
+	l.carried += int64(len(out))
+	if _, err := l.tls.Write(out); err != nil {
+		l.lost(err)
+		return false
+	}
+	l.w.loop.Put(out)
+	return true
 }
 
 // writeCipher reports whether the link is still there.
@@ -293,14 +310,14 @@ func (l *link) Expired(*loop.Timer) {
 		every = int64(pingAfter)
 	}
 	switch {
-	case l.pinged && quiet >= int64(deadAfter):
+	case l.pinged && quiet >= int64(deadAfter) && now-l.pingAt >= int64(deadAfter-pingAfter):
 		l.lost(errDead)
 		return
 	case l.opener && l.count == 0 && now-l.idleFrom >= int64(linkIdle):
 		l.shut()
 		return
 	case quiet >= every && !l.pinged:
-		l.pinged = true
+		l.pinged, l.pingAt = true, now
 		l.out = wire.AppendPing(l.w.room(l.out, 32), uint64(now), false)
 		l.w.markLink(l)
 	}
@@ -310,7 +327,10 @@ func (l *link) Expired(*loop.Timer) {
 	l.w.loop.Arm(&l.timer, now+every)
 }
 
-var errDead = errors.New("the peer does not answer a ping")
+var (
+	errDead   = errors.New("the peer does not answer a ping")
+	errUnread = errors.New("the peer does not read")
+)
 
 // busy moves the probe of a link forward that got its first stream.
 func (l *link) busy() {
@@ -339,14 +359,18 @@ func (l *link) closeIfDone() {
 	}
 }
 
-// shut closes the link in order.
+// shut closes the link in order, after what the socket still takes.
 func (l *link) shut() {
 	if l.closed {
 		return
 	}
+	if len(l.out) > 0 && len(l.cipher) == 0 && !l.encrypt() {
+		return
+	}
 	_ = l.tls.CloseWrite() // cannot fail: it goes to a buffer
-	l.writeCipher()
-	l.end(nil)
+	if l.writeCipher() {
+		l.end(nil)
+	}
 }
 
 func (l *link) violated(err error) {

@@ -8,6 +8,9 @@ type linkSet struct {
 	links   []*link
 	dialing bool
 	waiting []*exchange
+
+	loggedAt int64 // loop time of the last log line about a failed dial
+	unlogged int   // failures since
 }
 
 // best returns an open link with room for another stream, or nil. When all
@@ -67,6 +70,9 @@ func (s *linkSet) dial(x *exchange) {
 // arrived is run on the loop when a dial has ended: either l or o says how.
 func (s *linkSet) arrived(l *link, o Outcome, why string) {
 	s.dialing = false
+	if l == nil && !s.w.ended {
+		s.complain(o, why)
+	}
 	if l != nil {
 		l.set = s
 		s.links = append(s.links, l)
@@ -91,6 +97,19 @@ func (s *linkSet) arrived(l *link, o Outcome, why string) {
 	if l != nil && s.w.draining {
 		l.retire()
 	}
+}
+
+// complain logs a failed dial. Without a certificate or with a breaker that is
+// off every request dials anew, so not every failure gets a line.
+func (s *linkSet) complain(o Outcome, why string) {
+	now := s.w.loop.Now()
+	if s.loggedAt != 0 && now-s.loggedAt < int64(dialLogEvery) {
+		s.unlogged++
+		return
+	}
+	s.w.log.Warn("cannot link to peer", "service", s.target.service, "address", s.target.address.String(),
+		"caller", s.target.caller, "outcome", o.String(), "error", why, "unlogged", s.unlogged)
+	s.loggedAt, s.unlogged = now, 0
 }
 
 func (s *linkSet) remove(l *link) {

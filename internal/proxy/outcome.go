@@ -87,6 +87,11 @@ var OutcomeNames = func() []string {
 	return n
 }()
 
+// Blameless lists the outcomes for which nobody in the mesh can be blamed: the
+// application that called went away, or did not speak HTTP. Statistics do not
+// count them as failures.
+var Blameless = []string{outcomes[ClientClosed].name, outcomes[BadRequest].name}
+
 // String returns the word for o.
 func (o Outcome) String() string { return outcomes[o].name }
 

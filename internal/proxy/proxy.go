@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,17 +49,19 @@ type Proxy struct {
 	counts       counts
 
 	// life ends when Run returns; handshakes hold on to it. handshakes counts
-	// their goroutines, slots bounds them.
-	life       context.Context
-	end        context.CancelFunc
-	handshakes sync.WaitGroup
-	slots      chan struct{}
+	// their goroutines, accepts and dials bound them.
+	life           context.Context
+	end            context.CancelFunc
+	handshakes     sync.WaitGroup
+	accepts, dials tickets
 
 	// mu guards what follows: what the publishing goroutine changes and a
 	// status request reads.
 	mu        sync.Mutex
 	registry  *registry
 	listeners map[netip.AddrPort]*acceptor
+	closing   map[netip.AddrPort]*acceptor // not in force, perhaps not closed yet
+	draining  bool                         // nothing is listened on any more
 }
 
 // settings are the options that may change while the proxy runs.
@@ -81,7 +84,8 @@ func New(o Options) (*Proxy, error) {
 	p := &Proxy{
 		opt: o, registry: newRegistry(o.Loops, o.Telemetry),
 		listeners: make(map[netip.AddrPort]*acceptor),
-		slots:     make(chan struct{}, maxHandshakes),
+		closing:   make(map[netip.AddrPort]*acceptor),
+		accepts:   make(tickets, maxHandshakes), dials: make(tickets, maxHandshakes),
 	}
 	p.Configure(o.AccessLog, o.DrainTimeout)
 	p.life, p.end = context.WithCancel(context.Background())
@@ -162,10 +166,12 @@ func (w *worker) retire(pic *picture, gone []*target) {
 	w.pic = w.p.picture.Load()
 	for _, t := range gone {
 		if t.slot < len(w.links) && w.links[t.slot] != nil && w.links[t.slot].target == t {
-			for _, l := range append([]*link(nil), w.links[t.slot].links...) {
-				l.retire()
-			}
 			w.links[t.slot] = nil
+		}
+	}
+	for l := range w.allLinks {
+		if l.set != nil && slices.Contains(gone, l.set.target) {
+			l.retire()
 		}
 	}
 	for c := range w.conns {
@@ -209,16 +215,17 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.drain()
 	}
 	p.end()
-	for _, w := range p.workers {
-		w.loop.Post(w.finish)
-	}
+	p.each((*worker).finish) // from then on nobody dials
 	p.handshakes.Wait()
 	stop()
 	running.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, a := range p.listeners {
-		a.fdOnly()
+	p.draining = true
+	for _, list := range []map[netip.AddrPort]*acceptor{p.listeners, p.closing} {
+		for _, a := range list {
+			a.fdOnly()
+		}
 	}
 	return failed
 }
@@ -228,12 +235,12 @@ func (p *Proxy) Run(ctx context.Context) error {
 func (p *Proxy) acceptPeers() {
 	pause := time.Duration(0)
 	for {
-		if p.slot(p.life) != nil {
+		if p.accepts.take(p.life) != nil {
 			return
 		}
 		tcp, err := p.peers.Accept()
 		if err != nil {
-			p.freeSlot()
+			p.accepts.free()
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -252,19 +259,29 @@ func (p *Proxy) acceptPeers() {
 	}
 }
 
-func (p *Proxy) slot(ctx context.Context) error {
+// tickets bound how many goroutines do something at a time.
+type tickets chan struct{}
+
+func (t tickets) take(ctx context.Context) error {
 	select {
-	case p.slots <- struct{}{}:
+	case t <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (p *Proxy) freeSlot() { <-p.slots }
+func (t tickets) free() { <-t }
 
-// drain waits until no exchange runs, at most DrainTimeout.
+// drain waits until no exchange runs and the peers have closed their links, at
+// most DrainTimeout.
 func (p *Proxy) drain() {
+	p.mu.Lock()
+	p.draining = true
+	for _, a := range p.listeners {
+		p.workers[0].loop.Post(a.shut)
+	}
+	p.mu.Unlock()
 	for _, w := range p.workers {
 		w.loop.Post(w.beginDrain)
 	}
@@ -272,8 +289,16 @@ func (p *Proxy) drain() {
 	defer limit.Stop()
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
+	var idle time.Time
 	for {
-		if p.total(func(w *worker) int { return w.active + w.unsent() }) == 0 {
+		switch {
+		case p.total(func(w *worker) int { return w.active + w.unsent() }) > 0:
+			idle = time.Time{}
+		case p.total((*worker).acceptedLinks) == 0:
+			return
+		case idle.IsZero():
+			idle = time.Now()
+		case time.Since(idle) >= goawayGrace:
 			return
 		}
 		select {
@@ -297,9 +322,10 @@ func (p *Proxy) total(f func(*worker) int) int {
 	return sum
 }
 
-// each runs f on every loop, one after the other, and waits.
+// each runs f on every loop, one after the other, and waits. A loop that takes
+// the task also runs it, be it as the last thing it does.
 func (p *Proxy) each(f func(*worker)) {
-	done := make(chan struct{})
+	done := make(chan struct{}, 1)
 	for _, w := range p.workers {
 		if w.loop.Post(func() { f(w); done <- struct{}{} }) {
 			<-done
@@ -318,16 +344,20 @@ func (w *worker) unsent() int {
 	return n
 }
 
+// acceptedLinks counts those that peers opened.
+func (w *worker) acceptedLinks() int {
+	n := 0
+	for l := range w.allLinks {
+		if !l.opener {
+			n++
+		}
+	}
+	return n
+}
+
 // beginDrain stops taking anything new on this loop.
 func (w *worker) beginDrain() {
 	w.draining = true
-	if w == w.p.workers[0] {
-		w.p.mu.Lock()
-		for _, a := range w.p.listeners {
-			a.shut()
-		}
-		w.p.mu.Unlock()
-	}
 	for l := range w.allLinks {
 		if !l.opener {
 			l.retire()
@@ -354,6 +384,7 @@ func (a *acceptor) fdOnly() {
 	if a.fd >= 0 {
 		loop.Close(a.fd)
 		a.fd = -1
+		close(a.gone)
 	}
 }
 

@@ -143,8 +143,10 @@ func (s *stream) frame(f wire.Frame) error {
 		} else {
 			x.fromDownData(f.Payload, f.End)
 		}
+	case wire.TypeUpgradeAccepted: // nobody asked for an upgrade
+		return s.broken()
 	case wire.TypeHead, wire.TypeInterim:
-		if !s.l.opener || x.respHead || x.tcp {
+		if x.respHead || x.tcp {
 			return s.broken()
 		}
 		if err := wire.ParseHead(f.Payload, &w.head); err != nil {
@@ -182,11 +184,16 @@ func (s *stream) frame(f wire.Frame) error {
 		if err != nil {
 			return err
 		}
+		o := outcomeOf(code)
+		if o == RequestTimeout && x.tcp {
+			o = IdleTimeout // a connection has no other
+		}
+		l := s.l
 		s.release()
-		if s.l.opener {
-			x.fromUpReset(outcomeOf(code), delivered)
+		if l.opener {
+			x.fromUpReset(o, delivered)
 		} else {
-			x.fromDownGone(outcomeOf(code))
+			x.fromDownGone(o)
 			s.recycle()
 		}
 		return nil

@@ -3,6 +3,7 @@ package proxy
 import (
 	"syscall"
 
+	"meshd/internal/breaker"
 	"meshd/internal/loop"
 	"meshd/internal/mesh"
 	"meshd/internal/telemetry"
@@ -60,20 +61,23 @@ func (w *worker) acceptTCP(fd int, st *upstreamState) {
 
 // connectTCP opens the connection to the application for x.
 func (w *worker) connectTCP(in *inPlan, x *exchange) {
+	if !take(&in.st.usage.connections, in.Limits.MaxConnections) {
+		x.finish(Overflow)
+		return
+	}
 	fd, done, err := loop.Connect(in.Target)
 	if err != nil {
+		in.st.usage.connections.Add(-1)
 		x.finish(LocalConnectFailed)
 		return
 	}
-	c := &tcpSide{x: x, inst: in.st}
+	c := &tcpSide{x: x, inst: in.st, shard: in.st.shards[w.loop.Index()], use: &in.st.usage}
 	c.sock = sock{w: w, fd: fd, connecting: !done, writable: done}
 	c.timer.Owner = c
-	if w.loop.Add(fd, c) != nil {
-		loop.Close(fd)
+	if !w.adopt(c, fd, c, c.shard, c.use) {
 		x.finish(LocalConnectFailed)
 		return
 	}
-	w.conns[c] = struct{}{}
 	x.up = c
 	if !done && in.ConnectTimeout > 0 {
 		w.loop.Arm(&c.timer, w.loop.Now()+int64(in.ConnectTimeout))
@@ -112,16 +116,27 @@ func (c *tcpSide) Ready(ev loop.Events) {
 		}
 	}
 	c.note(ev)
-	if ev&loop.Failed != 0 && !c.connecting && loop.SocketError(c.fd) != 0 {
-		c.failed(c.resetOutcome())
-		return
-	}
 	if ev&loop.Writable != 0 && (c.pending() > 0 || c.finished) {
 		c.w.markDirty(c)
 	}
-	if !c.connecting {
-		c.run()
+	if c.connecting {
+		return
 	}
+	c.run()
+	// What came before a reset is passed on first, and reading finds the reset.
+	// It must also be found while nothing can be read.
+	if ev&loop.Failed != 0 && c.fd >= 0 && c.stalled() && loop.SocketError(c.fd) != 0 {
+		c.failed(c.resetOutcome())
+	}
+}
+
+// stalled tells whether run has nothing to read or nobody to read for.
+func (c *tcpSide) stalled() bool {
+	if c.readEnd {
+		return true
+	}
+	o := c.other()
+	return o == nil || o.room() <= 0
 }
 
 func (c *tcpSide) resetOutcome() Outcome {
@@ -187,11 +202,7 @@ func (c *tcpSide) shut(abort bool) {
 	}
 	c.w.loop.Disarm(&c.timer)
 	c.close(abort)
-	if c.accepted() {
-		c.w.release(c, c.shard, c.use)
-	} else {
-		delete(c.w.conns, c)
-	}
+	c.w.release(c, c.shard, c.use)
 }
 
 // arm sets the idle timer of the exchange; only the accepted side has one, and
@@ -200,7 +211,11 @@ func (c *tcpSide) arm() {
 	if c.x == nil || !c.x.running {
 		return
 	}
-	if at, _ := c.x.dueAt(); at != 0 {
+	at, _ := c.x.dueAt()
+	if soon := c.w.loop.Now() + int64(probeTime); c.x.permit == breaker.Probe && (at == 0 || soon < at) {
+		at = soon
+	}
+	if at != 0 {
 		c.w.loop.Arm(&c.timer, at)
 	}
 }
@@ -215,6 +230,9 @@ func (c *tcpSide) Expired(*loop.Timer) {
 		if at, o := c.x.dueAt(); at != 0 && c.w.loop.Now() >= at {
 			c.x.expire(o)
 			return
+		}
+		if _, open := c.x.up.(*stream); open {
+			c.x.proved() // the peer would have refused it by now
 		}
 		c.arm()
 	case c.w.loop.Now() < c.progress+int64(unreadTimeout):
@@ -285,7 +303,13 @@ func (c *tcpSide) sendData(p []byte, end bool) {
 }
 
 func (c *tcpSide) delivered(int) {}
-func (c *tcpSide) resume()       { c.w.later(c) }
+
+func (c *tcpSide) resume() {
+	if c.x != nil && c.x.permit == breaker.Probe {
+		c.arm()
+	}
+	c.w.later(c)
+}
 
 // done lets what was taken leave, as long as somebody reads it. The exchange
 // may serve somebody else from now on.
@@ -303,6 +327,9 @@ func (c *tcpSide) done() {
 func (c *tcpSide) fail(Outcome) {
 	if !c.accepted() {
 		c.x = nil
+	}
+	if c.fd >= 0 {
+		c.write() // what came before the reset goes out before ours
 	}
 	c.shut(true)
 }

@@ -173,8 +173,14 @@ func (w *worker) linkSet(t *target) *linkSet {
 		w.links = append(w.links, nil)
 	}
 	s := w.links[t.slot]
-	if s == nil || s.target != t {
-		s = &linkSet{w: w, target: t}
+	if s != nil && s.target == t {
+		return s
+	}
+	old := s
+	s = &linkSet{w: w, target: t}
+	// An exchange with an old plan must not push out the links of the target
+	// that the slot stands for now.
+	if old == nil || w.pic.targets[old.target.targetKey] != old.target {
 		w.links[t.slot] = s
 	}
 	return s
