@@ -67,7 +67,8 @@ type Server struct {
 
 // New binds the socket, which may fail, and tries the TCP address. A TCP port
 // that another process holds does not keep the agent from starting: it is
-// reported by Listeners and tried again while Run runs.
+// reported by Listeners and tried again while Run runs. Run with an ended
+// context undoes New.
 func New(o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -112,6 +112,15 @@ func TestReload(t *testing.T) {
 	if r, err = c.Reload(t.Context()); err != nil || r.Applied || r.Diagnostics[0].Line != 3 {
 		t.Fatalf("reload of bad files = %+v, %v", r, err)
 	}
+	// A script with curl has only the code.
+	res, err := c.http.Post("http://localhost"+pathReload, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusUnprocessableEntity {
+		t.Errorf("reload of bad files answers %d, want 422", res.StatusCode)
+	}
 	agent.err = errors.New("draining")
 	var refused *RefusedError
 	if _, err = c.Reload(t.Context()); !errors.As(err, &refused) || refused.Message != "draining" {

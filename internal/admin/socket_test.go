@@ -106,7 +106,11 @@ func TestLimit(t *testing.T) {
 	}
 	first.Close()
 	first.Close() // a second Close must not free a second slot
-	<-accepted    // kept open: the next Accept waits
+	select {      // kept open: the next Accept waits
+	case <-accepted:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the slot of a closed connection was not given back")
+	}
 	l.Close()
 	<-ended
 }
