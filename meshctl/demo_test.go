@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -66,6 +65,10 @@ func TestDemoPortsAvoidWhatIsTaken(t *testing.T) {
 	p := c.preferred(taken)
 	if p == taken || len(c.moved) != 1 || !strings.Contains(c.moved[0], strconv.Itoa(taken)) {
 		t.Errorf("preferred(%d) = %d, told %q", taken, p, c.moved)
+	}
+	c.taken[demoFirstPort], c.next = true, demoFirstPort // free on the machine, but given out
+	if p := c.free(); p == demoFirstPort {
+		t.Errorf("port %d was given twice", p)
 	}
 	seen := []int{p}
 	for range 20 { // over the end of the range
@@ -206,20 +209,4 @@ func waitUntil(t *testing.T, what string, ok func() bool) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-}
-
-// buildBoth returns a folder with meshctl and meshd, as an installation has them.
-func buildBoth(t *testing.T) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("builds and runs the whole mesh")
-	}
-	dir := t.TempDir()
-	for _, program := range []string{"meshctl", "meshd"} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, program), "meshd/"+program)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("build %s: %v\n%s", program, err, out)
-		}
-	}
-	return dir
 }

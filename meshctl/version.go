@@ -11,6 +11,9 @@ import (
 	"meshd/internal/admin"
 )
 
+// version is the release, set by the linker.
+var version string
+
 // versions is the document of `version -o json`.
 type versions struct {
 	Meshctl admin.Version  `json:"meshctl"`
@@ -30,6 +33,7 @@ agent that does not run is shown as such and is no failure.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := versions{Meshctl: admin.BuildVersion("")}
+			v.Meshctl.Version = cmp.Or(version, v.Meshctl.Version)
 			why := "not asked"
 			if !local {
 				ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)

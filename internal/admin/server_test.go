@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -252,29 +253,52 @@ func TestTakenHTTPPort(t *testing.T) {
 	}
 }
 
-func TestSlowClientsDoNotPileUp(t *testing.T) {
+// Connections over the limit wait in the kernel, cost no descriptor here, and
+// are served when another one ends.
+func TestConnectionsAreLimited(t *testing.T) {
 	s, _ := serve(t, Options{Agent: &fakeAgent{}, HTTP: "127.0.0.1:0"})
 	addr := s.Listeners()[1].Address
-	for range maxHTTPConns + 20 { // more than fit; the rest waits in the backlog
+	ask := func(c net.Conn, patience time.Duration) error {
+		c.SetDeadline(time.Now().Add(patience))
+		if _, err := io.WriteString(c, "GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+			return err
+		}
+		return await(c)
+	}
+	var held []net.Conn
+	for range maxHTTPConns + 1 {
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
+		held = append(held, c)
 	}
-	open := len(openFiles(t))
-	if most := 2*(maxHTTPConns+20) + 40; open > most {
-		t.Errorf("%d descriptors open, want at most %d", open, most)
+	last := held[maxHTTPConns]
+	for i, c := range held[:maxHTTPConns] { // keep-alive: the slot stays taken
+		if err := ask(c, 10*time.Second); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	if err := ask(last, 50*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the connection over the limit got %v, want no answer", err)
+	}
+	held[0].Close()
+	last.SetDeadline(time.Now().Add(10 * time.Second))
+	if err := await(last); err != nil {
+		t.Errorf("the connection over the limit, after another has ended: %v", err)
 	}
 }
 
-func openFiles(t *testing.T) []os.DirEntry {
-	t.Helper()
-	e, err := os.ReadDir("/proc/self/fd")
+// await reads one answer.
+func await(c net.Conn) error {
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	return e
+	defer res.Body.Close()
+	_, err = io.Copy(io.Discard, res.Body)
+	return err
 }
 
 func TestReloadLogsWhoAsked(t *testing.T) {
