@@ -17,10 +17,8 @@ import (
 	"os/signal"
 	"syscall"
 
-	"meshd/internal/admin"
 	"meshd/internal/agent"
 	"meshd/internal/config"
-	"meshd/internal/wire"
 )
 
 // Exit codes. 78 is EX_CONFIG of sysexits.h: the unit lists it in
@@ -139,10 +137,7 @@ func failed(err error, stderr io.Writer) int {
 }
 
 func printVersion(w io.Writer) {
-	v := admin.BuildVersion(wire.ALPN)
-	if version != "" {
-		v.Version = version
-	}
+	v := agent.BuildVersion(version)
 	fmt.Fprintf(w, "meshd %s", v.Version)
 	if v.Revision != "" {
 		fmt.Fprintf(w, " (%s, %s)", v.Revision, v.Built)

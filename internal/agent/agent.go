@@ -86,11 +86,10 @@ func New(o Options) (*Agent, error) {
 	cfg := o.Config
 	a := &Agent{
 		o: o, log: o.Log, boot: cfg, started: time.Now(),
-		version:  admin.BuildVersion(wire.ALPN),
+		version:  BuildVersion(o.Version),
 		identity: identity.NewStore(),
 		notify:   systemd.New(o.Log),
 	}
-	a.version.Version = cmp.Or(o.Version, a.version.Version)
 	a.catalog.changed = make(chan struct{}, 1)
 	a.setLevel(cfg)
 	for _, w := range cfg.Warnings {
@@ -133,6 +132,14 @@ func New(o Options) (*Agent, error) {
 	}
 	a.bindDNS()
 	return a, nil
+}
+
+// BuildVersion describes this program; release is what the linker was told, ""
+// for what the module says.
+func BuildVersion(release string) admin.Version {
+	v := admin.BuildVersion(wire.ALPN)
+	v.Version = cmp.Or(release, v.Version)
+	return v
 }
 
 func (a *Agent) newConsul() (*consul.Client, error) {

@@ -101,6 +101,9 @@ func TestConsul(t *testing.T) {
 	if !r.Applied || len(r.Changes) != 1 {
 		t.Fatalf("result %+v", r)
 	}
+	if o := a.agent.Snapshot().Lookup("other"); !o.Known {
+		t.Error("the reload answered before Consul had")
+	}
 	if u := a.upstream("other"); !u.Known || u.Port != other.Port() {
 		t.Errorf("upstream %+v, want natural port %d", u, other.Port())
 	}

@@ -28,23 +28,29 @@ const patience = 15 * time.Second
 
 // host is an agent as a machine would have it, with everything on free ports.
 type host struct {
-	t     *testing.T
-	name  string
-	dir   string
-	ca    string // folder of the throwaway CA
-	peer  uint16
-	dns   uint16
-	http  uint16
-	log   *logBuffer
-	agent *agent.Agent
-	end   context.CancelFunc
-	ended chan error
+	t    *testing.T
+	name string
+	dir  string
+	ca   string // folder of the throwaway CA
+	peer uint16
+	dns  uint16
+	http uint16
+	// loopback is the range of upstreams: of each host another one, since
+	// tests of other packages run at the same time on the same machine.
+	loopback string
+	log      *logBuffer
+	agent    *agent.Agent
+	end      context.CancelFunc
+	ended    chan error
 }
 
 // newHost chooses the ports. Hosts with the same ca trust each other.
 func newHost(t *testing.T, name, ca string) *host {
 	p := meshtest.FreePorts(t, 3)
-	return &host{t: t, name: name, dir: t.TempDir(), ca: ca, peer: p[0], dns: p[1], http: p[2], log: &logBuffer{}}
+	return &host{
+		t: t, name: name, dir: t.TempDir(), ca: ca, peer: p[0], dns: p[1], http: p[2],
+		loopback: fmt.Sprintf("127.%d.%d.0/24", p[0]>>8, p[0]&0xff), log: &logBuffer{},
+	}
 }
 
 func (h *host) path() string   { return filepath.Join(h.dir, "meshd.hcl") }
@@ -70,7 +76,8 @@ peer {
   bind      = "127.0.0.1:%d"
   advertise = "127.0.0.1"
 }
-`, h.name, h.data(), h.socket(), h.http, h.dns, h.peer)
+loopback { cidr = %q }
+`, h.name, h.data(), h.socket(), h.http, h.dns, h.peer, h.loopback)
 	if h.ca != "" {
 		text += fmt.Sprintf("identity {\n  provider = \"dev\"\n  dev { dir = %q }\n}\n", h.ca)
 	}
