@@ -96,6 +96,19 @@ func gets(t testing.TB, who string, c net.Conn, want string) {
 	}
 }
 
+// head reads one head and returns it.
+func head(t testing.TB, c net.Conn) string {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(patience))
+	var got []byte
+	for b := make([]byte, 1); !bytes.HasSuffix(got, []byte("\r\n\r\n")); got = append(got, b...) {
+		if _, err := io.ReadFull(c, b); err != nil {
+			t.Fatalf("no whole head but %q, %v", got, err)
+		}
+	}
+	return string(got)
+}
+
 // getsError reads an answer that meshd wrote itself.
 func getsError(t testing.TB, c net.Conn, want string) {
 	t.Helper()

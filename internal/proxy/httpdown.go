@@ -249,14 +249,16 @@ func (c *downHTTP) request(head []byte) {
 		// The upstream was removed while the connection was idle.
 		c.x.begin(w, c, false)
 		c.x.shard = c.st.shards[w.loop.Index()]
+		c.x.reqEnd = c.state == downWait
 		c.x.finish(NoEndpoints)
 		return
 	}
-	if !c.x.beginOutbound(w, c, plan, false) {
+	begun := c.x.beginOutbound(w, c, plan, false)
+	c.x.reqEnd = c.state == downWait
+	if !begun {
 		c.x.finish(Overflow)
 		return
 	}
-	c.x.reqEnd = c.state == downWait
 	c.arm()
 	c.x.note(&r.Head)
 	if string(r.Method) == "CONNECT" {
