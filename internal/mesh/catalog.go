@@ -9,6 +9,54 @@ import (
 // whoever learns something new makes a new one.
 type Catalog struct {
 	Services map[ServiceKey]CatalogService
+	// Chains says how the registry wants an upstream's service to be reached.
+	// A missing entry means that nothing was read yet, or that the registry has
+	// no such notion.
+	Chains map[ServiceKey]Chain
+	// Intentions are the registry's permissions for the services of this host,
+	// by service name. A missing entry is no information, which denies.
+	Intentions map[string]Intentions
+}
+
+// Chain is what meshd takes from a Consul discovery chain.
+type Chain struct {
+	Protocol       Protocol
+	ConnectTimeout time.Duration // 0: the chain says nothing
+	RequestTimeout time.Duration // 0: the chain says nothing; negative: off
+	// Refused names the node kind that meshd does not implement yet ("router",
+	// "splitter", "redirect", …), "" when the chain can be obeyed.
+	Refused string
+	Updated time.Time
+}
+
+// Intentions are the permissions to call one service of this host (Consul,
+// service intentions). Exactly one entry decides for a caller: the one with the
+// highest precedence that matches.
+type Intentions struct {
+	// Default applies when no entry matches.
+	Default Action
+	// List in the order of evaluation: highest precedence first.
+	List    []Intention
+	Updated time.Time
+}
+
+// Action is what an intention says. The zero value denies.
+type Action uint8
+
+// The actions.
+const (
+	Deny Action = iota
+	Allowed
+)
+
+// Intention is one permission.
+type Intention struct {
+	Source     string // service name, or "*"
+	Precedence int
+	Action     Action
+	// HTTP is set when the intention decides by the request (L7 permissions),
+	// which meshd does not implement yet: such a pair is refused.
+	HTTP bool
 }
 
 // CatalogService is one service as the catalog states it.

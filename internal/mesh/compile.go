@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // FirstAssignedPort is where ports given by meshd begin: above Consul's own
@@ -27,6 +28,10 @@ type CompileInput struct {
 	// Assigned are the addresses and ports of the picture before, or those
 	// read from disk at the start.
 	Assigned Assignments
+	// Now and DropAfter bound the age of what a registry stated: older facts
+	// are as if it had never been stated. DropAfter 0 turns that off.
+	Now       time.Time
+	DropAfter time.Duration
 	// Wildcard holds the ports on which some process of this host listens on
 	// every address. Binding one of them on a loopback address would fail.
 	Wildcard map[uint16]bool
@@ -54,7 +59,13 @@ func Compile(in CompileInput) (*Snapshot, error) {
 	for i := range spec.Services {
 		svc := &spec.Services[i]
 		local[svc.Port] = true
-		s.Inbound = append(s.Inbound, &Inbound{Service: *svc, Target: netip.AddrPortFrom(svc.Address, svc.Port)})
+		inb := &Inbound{Service: *svc, Target: netip.AddrPortFrom(svc.Address, svc.Port), NeedIntentions: spec.Intentions}
+		if in.Catalog != nil {
+			if facts, ok := in.Catalog.Intentions[svc.Name]; ok && !in.stale(facts.Updated) {
+				inb.Intentions = &facts
+			}
+		}
+		s.Inbound = append(s.Inbound, inb)
 	}
 	static := StaticCatalog(spec.Static)
 
@@ -73,6 +84,16 @@ func Compile(in CompileInput) (*Snapshot, error) {
 		fact, known := static.Services[u.Key()]
 		if !known && in.Catalog != nil {
 			fact, known = in.Catalog.Services[u.Key()]
+			if chain, ok := in.Catalog.Chains[u.Key()]; ok {
+				o.obey(chain)
+			}
+			switch {
+			case known && in.stale(fact.Updated):
+				o.Refused = RefusedStale
+				fact.Endpoints = nil
+			case o.Refused != "":
+				fact.Endpoints = nil
+			}
 		}
 		o.Known, o.Endpoints, o.Source, o.Updated = known, fact.Endpoints, fact.Source, fact.Updated
 		for j := range o.Endpoints {
@@ -102,6 +123,46 @@ func Compile(in CompileInput) (*Snapshot, error) {
 		}
 	}
 	return s, nil
+}
+
+// RefusedStale is Outbound.Refused when the catalog is older than allowed.
+const RefusedStale = "the catalog is older than stale { drop_after }"
+
+// stale tells whether a fact is too old to be used. Facts without a time were
+// written by hand and do not age.
+func (in *CompileInput) stale(updated time.Time) bool {
+	return in.DropAfter > 0 && !updated.IsZero() && in.Now.Sub(updated) > in.DropAfter
+}
+
+// obey takes from the registry's chain what the configuration leaves open.
+func (o *Outbound) obey(c Chain) {
+	if c.Refused != "" {
+		o.Refused = "Consul has a " + c.Refused + " for it, which is not supported yet"
+	}
+	origins := maps.Clone(o.Origins)
+	if origins == nil {
+		origins = make(map[string]Provenance)
+	}
+	take := func(attribute string) bool {
+		if _, written := o.Origins[attribute]; written {
+			return false
+		}
+		origins[attribute] = Provenance{Kind: "discovery-chain"}
+		return true
+	}
+	if take("protocol") {
+		o.Protocol = c.Protocol
+	}
+	if o.Protocol > HTTP && o.Refused == "" {
+		o.Refused = "Consul says that it speaks " + o.Protocol.String() + ", which is not supported yet"
+	}
+	if c.ConnectTimeout > 0 && take("connect_timeout") {
+		o.ConnectTimeout = c.ConnectTimeout
+	}
+	if c.RequestTimeout != 0 && o.Protocol != TCP && take("request_timeout") {
+		o.RequestTimeout = max(c.RequestTimeout, 0)
+	}
+	o.Origins = origins
 }
 
 // assignAddresses keeps what an upstream had and gives the others an address
@@ -199,16 +260,4 @@ func nameHash(name string) uint32 {
 	h := fnv.New32a()
 	h.Write([]byte(name))
 	return h.Sum32()
-}
-
-// Merge returns a catalog with the services of both; over's win. Neither is written.
-func (c *Catalog) Merge(over *Catalog) *Catalog {
-	m := &Catalog{Services: make(map[ServiceKey]CatalogService)}
-	if c != nil {
-		maps.Copy(m.Services, c.Services)
-	}
-	if over != nil {
-		maps.Copy(m.Services, over.Services)
-	}
-	return m
 }

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"net/netip"
 	"strings"
 	"time"
@@ -48,7 +49,10 @@ type Outbound struct {
 	Endpoints []Endpoint
 	// Healthy counts the endpoints with Healthy set.
 	Healthy int
-	Source  string    // of the endpoints: "consul", "static" or ""
+	// Refused says why nothing is forwarded although the upstream is
+	// configured, "" when it is in order.
+	Refused string
+	Source  string    // of the endpoints: "consul", "snapshot", "static" or ""
 	Updated time.Time // see CatalogService.Updated
 }
 
@@ -56,6 +60,10 @@ type Outbound struct {
 type Inbound struct {
 	Service
 	Target netip.AddrPort // where the application listens
+	// NeedIntentions is Spec.Intentions; Intentions is what the registry says,
+	// nil when it has said nothing: then nobody may call.
+	NeedIntentions bool
+	Intentions     *Intentions
 }
 
 // Lookup returns the outbound that the DNS label names, without regard to
@@ -65,6 +73,16 @@ func (s *Snapshot) Lookup(label string) *Outbound {
 		return o
 	}
 	return s.names[strings.ToLower(label)]
+}
+
+// LookupIn is Lookup for NAME.DATACENTER: the outbound of that name whose
+// datacenter is the one named, or nil.
+func (s *Snapshot) LookupIn(label, datacenter string) *Outbound {
+	o := s.Lookup(label)
+	if o == nil || !strings.EqualFold(cmp.Or(o.Datacenter, s.Spec.Datacenter), datacenter) {
+		return nil
+	}
+	return o
 }
 
 // ByAddress returns the outbound that owns the loopback address, or nil.

@@ -86,20 +86,6 @@ func TestEndpointKey(t *testing.T) {
 	}
 }
 
-func TestMergeWritesNeither(t *testing.T) {
-	key := func(name string) ServiceKey { return ServiceKey{Name: name} }
-	a := &Catalog{Services: map[ServiceKey]CatalogService{key("x"): {Port: 1}, key("y"): {Port: 2}}}
-	b := &Catalog{Services: map[ServiceKey]CatalogService{key("y"): {Port: 3}, key("z"): {Port: 4}}}
-	m := a.Merge(b)
-	if len(m.Services) != 3 || m.Services[key("y")].Port != 3 || len(a.Services) != 2 || a.Services[key("y")].Port != 2 || len(b.Services) != 2 {
-		t.Errorf("merged %v of %v and %v", m.Services, a.Services, b.Services)
-	}
-	var none *Catalog
-	if got := none.Merge(nil); got == nil || len(got.Services) != 0 {
-		t.Errorf("nothing and nothing is %v", got)
-	}
-}
-
 func TestStaticCatalogFillsIn(t *testing.T) {
 	c := StaticCatalog([]StaticService{{Name: "x", Port: 80, Endpoints: []StaticEndpoint{{ID: "a", Weight: -2}, {ID: "b", Weight: 3}}}})
 	s := c.Services[ServiceKey{Name: "x"}]

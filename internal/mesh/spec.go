@@ -64,6 +64,11 @@ type Spec struct {
 	Identity string
 	// Domain is the DNS zone of upstream names, without a trailing dot.
 	Domain string
+	// Datacenter is the local one's name, "" when unknown.
+	Datacenter string
+	// Intentions says that a registry decides who may call, besides the allow
+	// blocks: where it states nothing, nobody may.
+	Intentions bool
 	// Loopback is the range that upstream addresses are taken from; inside 127.0.0.0/8.
 	Loopback netip.Prefix
 
@@ -101,7 +106,13 @@ type Service struct {
 	Tags     []string
 	Meta     map[string]string
 
-	// Allow lists the callers by service name. Empty means nobody.
+	// TokenFile holds the registry token for this service; "" uses the agent's.
+	TokenFile string
+	// Check is the health check to register for the application, nil for none.
+	Check *Check
+
+	// Allow lists the callers by service name. Empty means nobody, unless
+	// Spec.Intentions is set: then the registry alone decides.
 	Allow []Allow
 
 	Limits         Limits
@@ -110,6 +121,17 @@ type Service struct {
 	IdleTimeout    time.Duration // no byte in either direction; 0 is off
 
 	Pos Pos
+}
+
+// Check is a health check that the registry performs on the application.
+// Exactly one of HTTP, TCP and GRPC is set.
+type Check struct {
+	HTTP     string // path, such as "/healthz"
+	TCP      bool   // a connection is enough
+	GRPC     string // service name of the gRPC health protocol; "-" is the whole server
+	Interval time.Duration
+	Timeout  time.Duration
+	Pos      Pos
 }
 
 // Allow is one permitted caller.
@@ -122,12 +144,17 @@ type Allow struct {
 type Upstream struct {
 	Name        string // label: DNS name and metric label
 	Destination string // the service's name in the catalog; default Name
+	Query       bool   // Destination names a prepared query
 	Datacenter  string // "" is the local one
 	From        string // whose identity calls; "" see Spec.Identity
 	Protocol    Protocol
 
 	LocalBindAddress netip.Addr // default 127.0.0.1
 	LocalBindPort    uint16     // 0: none on LocalBindAddress
+	// SocketPath is a Unix socket to listen on as well, "" for none; SocketMode
+	// are its permission bits.
+	SocketPath string
+	SocketMode uint32
 
 	ConnectTimeout time.Duration // link to the peer; 0 is off
 	RequestTimeout time.Duration // whole request, HTTP only; 0 is off
@@ -137,18 +164,30 @@ type Upstream struct {
 	ChoiceCount int // endpoints compared by least_request, 2 or more
 	Limits      Limits
 
-	Pos Pos
+	// Origins tells where an attribute's value comes from, by attribute path
+	// ("request_timeout", "circuit_breaker.open_for"). A missing entry is a
+	// built-in default, which what the registry says overrides.
+	Origins map[string]Provenance
+	Pos     Pos
+}
+
+// Provenance is where a value was written.
+type Provenance struct {
+	// Kind is "upstream", "defaults", or the name of a registry entry's kind.
+	Kind string
+	Pos  Pos
 }
 
 // ServiceKey names a service in a catalog.
 type ServiceKey struct {
 	Name       string
 	Datacenter string // "" is the local one
+	Query      bool   // Name is that of a prepared query
 }
 
 // Key returns what the catalog files this upstream's endpoints under.
 func (u *Upstream) Key() ServiceKey {
-	return ServiceKey{Name: u.Destination, Datacenter: u.Datacenter}
+	return ServiceKey{Name: u.Destination, Datacenter: u.Datacenter, Query: u.Query}
 }
 
 // StaticService is a service of a `catalog "static"` block.
