@@ -108,10 +108,10 @@ func (w *worker) release(c closer, shard *telemetry.Shard, u *usage) {
 	shard.ConnClosed()
 }
 
-// choose returns the loop for a new connection: the first that is not
+// idlest returns the loop for a new connection: the first that is not
 // overloaded, else the least loaded. Every further loop costs some of the gain
 // of batching, so it gets work only when those before it are full.
-func (p *Proxy) choose() *worker {
+func (p *Proxy) idlest() *worker {
 	best := p.workers[0]
 	low := best.loop.Load()
 	for _, w := range p.workers {

@@ -9,6 +9,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +31,40 @@ type host struct {
 	gen       uint64
 	stop      context.CancelFunc
 	done      chan struct{}
+	logs      *logs
+}
+
+// logs keeps what a host has logged.
+type logs struct {
+	mu   sync.Mutex
+	text strings.Builder
+	t    testing.TB
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Write(p)
+	if testing.Verbose() {
+		l.t.Logf("%s", p)
+	}
+	return len(p), nil
+}
+
+// count says how many lines contain all of the words.
+func (l *logs) count(words ...string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+lines:
+	for line := range strings.Lines(l.text.String()) {
+		for _, w := range words {
+			if !strings.Contains(line, w) {
+				continue lines
+			}
+		}
+		n++
+	}
+	return n
 }
 
 // testCA is a folder that the hosts of one test share.
@@ -36,13 +73,17 @@ func newHost(t testing.TB, ca string, loops int, cidr string) *host {
 	h := &host{t: t, store: identity.NewStore(), done: make(chan struct{})}
 	h.spec = mesh.Spec{Node: t.Name(), Domain: "mesh.internal", Loopback: netip.MustParsePrefix(cidr)}
 	h.telemetry = telemetry.New(loops, OutcomeNames)
-	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	h.logs = &logs{t: t}
+	log := slog.New(slog.NewTextHandler(h.logs, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	var err error
 	h.Proxy, err = New(Options{Loops: loops, PeerBind: netip.MustParseAddrPort("127.0.0.1:0"), Identity: h.store,
 		Telemetry: h.telemetry, Log: log, DrainTimeout: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
+	// All loops get work, however little there is.
+	var turn atomic.Uint32
+	h.choose = func() *worker { return h.workers[int(turn.Add(1))%loops] }
 	ctx, cancel := context.WithCancel(context.Background())
 	h.stop = cancel
 	go func() {
@@ -60,16 +101,6 @@ func (h *host) end() {
 	<-h.done
 }
 
-// testWriter sends log lines to the test that is still running.
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	if testing.Verbose() {
-		w.t.Logf("%s", p)
-	}
-	return len(p), nil
-}
-
 // publish puts the host's spec in force.
 func (h *host) publish(ca string) *mesh.Snapshot {
 	h.t.Helper()
@@ -80,6 +111,12 @@ func (h *host) publish(ca string) *mesh.Snapshot {
 	if err := dev.Want(h.spec.Identities()); err != nil {
 		h.t.Fatal(err)
 	}
+	return h.put()
+}
+
+// put is publish without certificates.
+func (h *host) put() *mesh.Snapshot {
+	h.t.Helper()
 	h.gen++
 	spec := h.spec
 	snap, err := mesh.Compile(mesh.CompileInput{Generation: h.gen, Spec: &spec, Catalog: h.catalog})
@@ -163,4 +200,38 @@ func get(t testing.TB, url string) (int, string, http.Header) {
 		t.Fatal(err)
 	}
 	return resp.StatusCode, string(b), resp.Header
+}
+
+// counts waits until telemetry has counted exactly want, as "ok=2 denied=1", for
+// the upstream or service "world" of h in protocol.
+func (h *host) counts(d telemetry.Direction, protocol mesh.Protocol, want string) {
+	h.t.Helper()
+	got := ""
+	if !eventually(func() bool { got = h.outcomes(d, protocol); return got == want }) {
+		h.t.Fatalf("%s counted %q, want %q", d, got, want)
+	}
+}
+
+func (h *host) outcomes(d telemetry.Direction, protocol mesh.Protocol) string {
+	var words []string
+	for i, n := range h.telemetry.Series(d, "world", protocol.String()).Totals().ByOutcome {
+		if n > 0 {
+			words = append(words, fmt.Sprintf("%s=%d", Outcome(i), n))
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// echo sends s on c and wants it back.
+func echo(t testing.TB, c net.Conn, s string) {
+	t.Helper()
+	send(t, c, s)
+	gets(t, "client", c, s)
+}
+
+// onLoops runs a test with one loop and with three.
+func onLoops(t *testing.T, f func(t *testing.T, loops int)) {
+	for _, n := range []int{1, 3} {
+		t.Run(fmt.Sprint(n, " loops"), func(t *testing.T) { f(t, n) })
+	}
 }

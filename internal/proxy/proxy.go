@@ -47,6 +47,9 @@ type Proxy struct {
 	serverConfig *tls.Config
 	peers        net.Listener
 	counts       counts
+	// choose returns the loop for a new connection: idlest, unless a test wants
+	// every loop to work.
+	choose func() *worker
 
 	// life ends when Run returns; handshakes hold on to it. handshakes counts
 	// their goroutines, accepts and dials bound them.
@@ -87,6 +90,7 @@ func New(o Options) (*Proxy, error) {
 		closing:   make(map[netip.AddrPort]*acceptor),
 		accepts:   make(tickets, maxHandshakes), dials: make(tickets, maxHandshakes),
 	}
+	p.choose = p.idlest
 	p.Configure(o.AccessLog, o.DrainTimeout)
 	p.life, p.end = context.WithCancel(context.Background())
 	p.serverConfig = o.Identity.ServerConfig(p.offered)
