@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"meshd/internal/meshtest"
 )
@@ -96,6 +97,8 @@ func TestConsul(t *testing.T) {
 	// once, since Consul answers before the picture is made.
 	other := meshtest.FreeAddr(t)
 	c.SetService("other", c.Entry("other", "other-1", other, other.Port()))
+	mend := c.Break("/v1/health/connect/other", meshtest.Fault{Delay: 200 * time.Millisecond})
+	defer mend()
 	a.write(a.withConsul(c, offer("web", 9, "nobody")+call("api", "")+call("other", "")))
 	r := a.reload()
 	if !r.Applied || len(r.Changes) != 1 {
