@@ -68,9 +68,9 @@ type Client struct {
 	via  *transport
 	pace pace
 
-	mu      sync.Mutex // guards the fields below
-	wanted  *Wanted    // nil until Want was called
-	watches map[watchKey]*watch
+	mu      sync.Mutex          // guards the fields below
+	wanted  *Wanted             // nil until Want was called
+	watches map[watchKey]*watch // what is wanted; Run starts and stops by it
 
 	wake chan struct{} // capacity 1: Run looks at wanted again
 	reg  *registrar
@@ -121,6 +121,7 @@ func (c *Client) Want(w Wanted) {
 	w.Register = slices.Clone(w.Register)
 	c.mu.Lock()
 	c.wanted = &w
+	c.setWatches(&w)
 	c.mu.Unlock()
 	poke(c.wake)
 	poke(c.reg.wake)
@@ -137,22 +138,26 @@ func (c *Client) Run(ctx context.Context) error {
 	}()
 	all.Go(func() { c.reg.run(ctx) })
 
-	cancels := make(map[watchKey]context.CancelFunc)
+	running := make(map[*watch]context.CancelFunc)
 	defer func() {
-		for _, cancel := range cancels {
+		for _, cancel := range running {
 			cancel()
 		}
 	}()
 	for {
-		start, stop := c.difference()
-		for _, key := range stop {
-			cancels[key]()
-			delete(cancels, key)
+		wanted := c.current()
+		for w, cancel := range running {
+			if !wanted[w] {
+				cancel()
+				delete(running, w)
+			}
 		}
-		for _, w := range start {
-			wctx, cancel := context.WithCancel(ctx)
-			cancels[w.key] = cancel
-			all.Go(func() { w.run(wctx) })
+		for w := range wanted {
+			if running[w] == nil {
+				wctx, cancel := context.WithCancel(ctx)
+				running[w] = cancel
+				all.Go(func() { w.run(wctx) })
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -171,42 +176,38 @@ func (c *Client) Deregister(ctx context.Context) error {
 	return err
 }
 
-// difference brings c.watches in step with what is wanted and returns those to
-// be started and the keys of those to be stopped.
-func (c *Client) difference() (start []*watch, stop []watchKey) {
+// setWatches makes c.watches what is wanted: what stays is kept, so that it
+// goes on undisturbed. c.mu is held.
+func (c *Client) setWatches(wanted *Wanted) {
+	watches := make(map[watchKey]*watch)
+	want := func(key watchKey, source func() fetch) {
+		w := c.watches[key]
+		if w == nil {
+			w = c.newWatch(key, source())
+		}
+		watches[key] = w
+	}
+	for _, u := range wanted.Upstreams {
+		want(watchKey{kind: KindService, name: u.Name, datacenter: u.Datacenter}, func() fetch { return newHealth(c, u).fetch })
+	}
+	for _, name := range wanted.Identities {
+		want(watchKey{kind: KindLeaf, name: name}, func() fetch { return (&leafSource{c: c, service: name}).fetch })
+	}
+	if len(wanted.Identities) > 0 {
+		want(watchKey{kind: KindRoots}, func() fetch { return (&rootsSource{c: c}).fetch })
+	}
+	c.watches = watches
+}
+
+// current returns the watches that shall run.
+func (c *Client) current() map[*watch]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.wanted == nil {
-		return nil, nil
+	set := make(map[*watch]bool, len(c.watches))
+	for _, w := range c.watches {
+		set[w] = true
 	}
-	keep := make(map[watchKey]bool)
-	want := func(key watchKey, make func() *watch) {
-		keep[key] = true
-		if c.watches[key] == nil {
-			w := make()
-			c.watches[key] = w
-			start = append(start, w)
-		}
-	}
-	for _, u := range c.wanted.Upstreams {
-		key := watchKey{kind: KindService, name: u.Name, datacenter: u.Datacenter}
-		want(key, func() *watch { return c.newWatch(key, newHealth(c, u).fetch) })
-	}
-	for _, name := range c.wanted.Identities {
-		key := watchKey{kind: KindLeaf, name: name}
-		want(key, func() *watch { return c.newWatch(key, (&leafSource{c: c, service: name}).fetch) })
-	}
-	if len(c.wanted.Identities) > 0 {
-		key := watchKey{kind: KindRoots}
-		want(key, func() *watch { return c.newWatch(key, (&rootsSource{c: c}).fetch) })
-	}
-	for key := range c.watches {
-		if !keep[key] {
-			delete(c.watches, key)
-			stop = append(stop, key)
-		}
-	}
-	return start, stop
+	return set
 }
 
 // poke wakes the reader of a channel of capacity 1; a wake that is already

@@ -163,7 +163,7 @@ func TestServiceChangesAreHeardOnce(t *testing.T) {
 		t.Errorf("emptiness forgot what is known: %+v", last)
 	}
 	s := c.Status()
-	if !s.Reachable || s.Error != "" || len(s.Watches) != 1 || s.Watches[0].Index != f.Index() || s.Watches[0].Age(time.Now()) < 0 {
+	if !s.Reachable || s.Error != "" || s.Failures != 0 || len(s.Watches) != 1 || s.Watches[0].Index != f.Index() || s.Watches[0].Age(time.Now()) < 0 {
 		t.Errorf("status %+v", s)
 	}
 }
@@ -236,6 +236,37 @@ func TestFaultsKeepWhatIsKnown(t *testing.T) {
 	}
 }
 
+// An outage is asked about seldom, whatever the bucket would allow.
+func TestOutageIsAskedSeldom(t *testing.T) {
+	meshtest.Leaks(t)
+	f := meshtest.NewFakeConsul(t)
+	f.Break("/v1/health/", meshtest.Fault{Status: 500})
+	var h heard
+	p := hurry
+	p.refill, p.refillIdle = time.Microsecond, time.Microsecond
+	start := time.Now()
+	client := run(t, h.options(f.Address), p, wantUpstream)
+	eventually(t, "twenty failures", func() bool { return client.Status().Watches[0].Failures >= 20 })
+	// 20 pauses of 25 ms on average, each anything from 0 to 50 ms: 500 ms,
+	// and under a fifth of that once in more tests than will ever run.
+	if took := time.Since(start); took < 100*time.Millisecond {
+		t.Errorf("20 tries in %s", took)
+	}
+}
+
+// When Run has ended nothing of it is left, connections that were kept for the
+// next query included, while Consul is still there.
+func TestRunLeavesNothing(t *testing.T) {
+	f := meshtest.NewFakeConsul(t)
+	f.SetService("web", web(f, 1)...)
+	meshtest.Leaks(t) // after the fake: its cleanup comes before the fake's end
+	var h heard
+	run(t, h.options(f.Address), hurry, Wanted{
+		Upstreams: wantUpstream.Upstreams, Identities: []string{"shop"}, Register: []Registration{wantWeb(nil)},
+	})
+	eventually(t, "all of it", func() bool { got, _ := h.endpoints("web"); return got != "-" && len(f.Registered()) == 2 })
+}
+
 func TestConsulNotThereAtStart(t *testing.T) {
 	meshtest.Leaks(t)
 	f := meshtest.NewFakeConsul(t)
@@ -291,17 +322,20 @@ func TestRewoundIndex(t *testing.T) {
 		f.SetService("web", web(f, 3)...)
 	}
 	var h heard
-	run(t, h.options(f.Address), hurry, wantUpstream)
+	p := hurry
+	p.wait = time.Hour // a query with the index of before would be held for that
+	c := run(t, h.options(f.Address), p, wantUpstream)
 	says := func(want string) func() bool {
 		return func() bool { got, _ := h.endpoints("web"); return got == want }
 	}
 	eventually(t, "the first answer", says("web-1 web-2 web-3"))
 	f.Down()
+	eventually(t, "unreachable", func() bool { return !c.Status().Reachable })
 	f.SetService("web")
+	f.SetService("web", web(f, 2)...)
 	f.Rewind(5)
 	f.Up()
 	emptied := time.Now()
-	f.SetService("web", web(f, 2)...)
 	eventually(t, "the two that are left", says("web-1 web-2"))
 	if held := time.Since(emptied); held < hurry.settle/2 {
 		t.Errorf("a removal with a smaller index was believed after %s, want about %s", held, hurry.settle)
@@ -332,6 +366,9 @@ func TestWantStartsAndStopsByDifference(t *testing.T) {
 		t.Errorf("the watch that stayed was disturbed: %d calls", n)
 	}
 	c.Want(Wanted{Identities: []string{"shop"}})
+	if s := c.Status(); len(s.Watches) != 2 || s.Watches[0].Age(time.Now()) >= 0 {
+		t.Errorf("right after Want: %+v, whoever waits for all watches would not wait", s.Watches)
+	}
 	eventually(t, "leaf and roots instead", func() bool {
 		s := c.Status()
 		h.mu.Lock()

@@ -36,7 +36,7 @@ type entry struct {
 	status   RegistrationStatus
 }
 
-// plan is the difference between what the agent has and what is wanted.
+// registrationPlan is the difference between what the agent has and what is wanted.
 type registrationPlan struct {
 	entries    []entry
 	deregister []string // proxies before services

@@ -165,25 +165,44 @@ func (r *registrar) deregister(ctx context.Context, id string) error {
 func (r *registrar) report(st []RegistrationStatus, confirmed time.Time, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err != nil {
+		st = overlay(st, r.st)
+	}
 	for i := range st {
 		s := &st[i]
-		if err == nil {
-			if s.State != Failed {
-				s.Confirmed = confirmed
-			}
-			continue
+		if s.State == Failed && !slices.ContainsFunc(r.st, func(k RegistrationStatus) bool { return k.ProxyID == s.ProxyID && k.Error == s.Error }) {
+			r.c.o.Log.Warn("service is not registered in consul", "service", s.Service, "id", s.ID, "error", s.Error)
 		}
-		at := slices.IndexFunc(r.st, func(o RegistrationStatus) bool { return o.ProxyID == s.ProxyID })
-		if at >= 0 {
-			*s = r.st[at]
+	}
+	for i := range st {
+		switch s := &st[i]; {
+		case err != nil:
+			s.Error = err.Error()
+		case s.State != Failed:
+			s.Confirmed = confirmed
 		}
-		s.Error = err.Error()
 	}
 	r.st = st
 }
 
-func (r *registrar) status() []RegistrationStatus {
+// status returns what is known of the offered services, in their order.
+func (r *registrar) status(offered []Registration) []RegistrationStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.st)
+	return overlay(waiting(offered, r.c.o.Node), r.st)
+}
+
+// overlay replaces those of st that known has, too.
+func overlay(st, known []RegistrationStatus) []RegistrationStatus {
+	for i := range st {
+		is := func(k RegistrationStatus) bool { return k.ProxyID == st[i].ProxyID }
+		// Two blocks with one name and port share the id of their proxy: then
+		// the place decides.
+		if i < len(known) && is(known[i]) {
+			st[i] = known[i]
+		} else if at := slices.IndexFunc(known, is); at >= 0 {
+			st[i] = known[at]
+		}
+	}
+	return st
 }

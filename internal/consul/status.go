@@ -80,14 +80,19 @@ type RegistrationStatus struct {
 	Confirmed time.Time // when Consul's agent was last seen to have it
 }
 
-// Status returns a copy of the current state. It is cheap and may be called
-// from any goroutine.
+// Status returns a copy of the current state. What Want was given is in it
+// from then on, never confirmed at first. It is cheap and may be called from
+// any goroutine.
 func (c *Client) Status() Status {
 	s := c.via.status()
 	s.Address = c.o.Address
+	var offered []Registration
 	c.mu.Lock()
 	for _, w := range c.watches {
 		s.Watches = append(s.Watches, w.status())
+	}
+	if c.wanted != nil {
+		offered = c.wanted.Register
 	}
 	c.mu.Unlock()
 	if s.Reachable && len(s.Watches) > 0 {
@@ -99,6 +104,6 @@ func (c *Client) Status() Status {
 	slices.SortFunc(s.Watches, func(a, b WatchStatus) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Datacenter, b.Datacenter))
 	})
-	s.Registrations = c.reg.status()
+	s.Registrations = c.reg.status(offered)
 	return s
 }
