@@ -115,7 +115,8 @@ func TestFetchTellsWhatMeshdSaid(t *testing.T) {
 	}
 }
 
-// stop ends also a child that does not listen, and what it started.
+// stop asks first; it ends also a child that does not listen, and what that
+// one started.
 func TestFamilyStopsTheStubborn(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for stopTimeout")
@@ -128,9 +129,12 @@ func TestFamilyStopsTheStubborn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.start("mild", filepath.Join(dir, "m.log"), "/bin/sleep", "600"); err != nil {
+	drained, waiting := filepath.Join(dir, "drained"), filepath.Join(dir, "waiting")
+	if _, err := f.start("mild", filepath.Join(dir, "m.log"), "/bin/sh", "-c",
+		`trap "touch `+drained+`; kill $!; exit 0" TERM; sleep 600 & touch `+waiting+`; wait`); err != nil {
 		t.Fatal(err)
 	}
+	waitUntil(t, "the mild script runs", func() bool { return exists(waiting) })
 	var grandchild int
 	waitUntil(t, "the script runs", func() bool {
 		b, err := os.ReadFile(ready)
@@ -140,6 +144,9 @@ func TestFamilyStopsTheStubborn(t *testing.T) {
 		return err == nil
 	})
 	f.stop()
+	if !exists(drained) {
+		t.Error("the mild child was not asked to end")
+	}
 	for _, pid := range []int{stubborn.pid, grandchild} {
 		waitUntil(t, "process "+strconv.Itoa(pid)+" is gone", func() bool { return gone(pid) })
 	}
