@@ -96,6 +96,9 @@ func (l *link) accept(f wire.Frame) error {
 		x.refuse(NoService)
 	case tcp:
 		w.connectTCP(in, x)
+		if f.End && x.up != nil {
+			x.up.sendData(nil, true)
+		}
 	case !validTarget(o.Path):
 		x.refuse(ProtocolError) // the other agent should have seen it
 	default:

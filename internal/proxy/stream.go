@@ -200,7 +200,7 @@ func (s *stream) frame(f wire.Frame) error {
 	case wire.TypeCredit:
 		n, err := wire.ParseCredit(f.Payload)
 		if err != nil {
-			return err
+			return s.broken()
 		}
 		s.credit = min(s.credit+int(n), wire.MaxCredit)
 		if s.starved {
