@@ -235,3 +235,12 @@ func onLoops(t *testing.T, f func(t *testing.T, loops int)) {
 		t.Run(fmt.Sprint(n, " loops"), func(t *testing.T) { f(t, n) })
 	}
 }
+
+// netDial is dial for connections that may be refused.
+func netDial(addr string) (*net.TCPConn, error) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
