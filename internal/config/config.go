@@ -35,6 +35,10 @@ type Agent struct {
 	Loops        int    // event loops at most, 1 or more
 	DrainTimeout time.Duration
 	AccessLog    bool
+	// PersistKeys keeps the private keys of leafs in the last good picture on
+	// disk, sealed under the key in KeyFile. KeyFile is "" when nothing is kept.
+	PersistKeys bool
+	KeyFile     string // absolute path
 }
 
 // Admin is the block "admin": how people and tools reach the agent.
@@ -51,6 +55,32 @@ type Consul struct {
 	Enabled    bool
 	Address    string // HOST:PORT of the agent's HTTP API
 	Datacenter string // "" is the datacenter of the agent that is asked
+	// TokenFile holds the ACL token for everything but the registration of
+	// services that have their own; "" is no token. What is in the file is read
+	// by whoever asks Consul, again whenever it changes.
+	TokenFile string // absolute path
+	TLS       TLS
+	Stale     Stale
+}
+
+// TLS is the block "tls" of "consul": how the agent is spoken to. Its files are
+// named here and read by whoever asks Consul.
+type TLS struct {
+	// Enabled is set when the block is written, even an empty one: then HTTPS
+	// is spoken. The other fields are only set with it.
+	Enabled    bool
+	CAFile     string // absolute path; "" is what the system trusts
+	CertFile   string // absolute path, together with KeyFile; "" shows no certificate
+	KeyFile    string
+	ServerName string // expected in the certificate; "" is the host of Consul.Address
+}
+
+// Stale is the block "stale" of "consul": how long to believe what Consul said
+// last.
+type Stale struct {
+	WarnAfter   time.Duration // age at which the status says so; at most DropAfter
+	DropAfter   time.Duration // age at which it is as if it had never been said
+	ShrinkAfter time.Duration // how long to hold endpoints whose nodes vanished together; 0 not at all
 }
 
 // Identity is the block "identity".
