@@ -75,6 +75,9 @@ type scripted struct {
 	State  admin.Status       `json:"status"`
 	Result admin.ReloadResult `json:"reload"`
 	Refuse string             `json:"refuse"` // error of Reload
+
+	Explained map[string]admin.Explanation `json:"explained"` // by upstream
+	Policy    admin.PolicyTest             `json:"policy"`
 }
 
 func (s *scripted) Status() admin.Status { return s.State }
@@ -86,6 +89,20 @@ func (s *scripted) Reload(context.Context) (admin.ReloadResult, error) {
 }
 func (s *scripted) Ready() (bool, []string) { return s.State.Ready, s.State.Waiting }
 func (s *scripted) Version() admin.Version  { return s.State.Version }
+func (s *scripted) Catalog() admin.Catalog  { return s.State.Catalog }
+func (s *scripted) Explain(upstream string) (admin.Explanation, error) {
+	e, ok := s.Explained[upstream]
+	if !ok {
+		return e, &admin.NotFoundError{Message: "there is no upstream " + upstream}
+	}
+	return e, nil
+}
+func (s *scripted) TestPolicy(from, to string) (admin.PolicyTest, error) {
+	if s.Policy.From != from || s.Policy.To != to {
+		return admin.PolicyTest{}, &admin.NotFoundError{Message: "service " + to + " is not offered here"}
+	}
+	return s.Policy, nil
+}
 
 // runAgent starts the fake agent for the rest of the script, in place of the
 // one before.

@@ -25,6 +25,17 @@ type Agent interface {
 	// what it waits for, in words for an operator.
 	Ready() (ready bool, waiting []string)
 	Version() Version
+	// Catalog reports where facts come from, with the state of every watch.
+	// It is Status().Catalog without the cost of the rest.
+	Catalog() Catalog
+	// Explain tells the value of every attribute of an upstream that is in
+	// force, and where it comes from. The error for a name that is none of an
+	// upstream in force is a *NotFoundError.
+	Explain(upstream string) (Explanation, error)
+	// TestPolicy tells whether service from may call service to, which this
+	// host must offer: only the called side decides. Otherwise the error is a
+	// *NotFoundError.
+	TestPolicy(from, to string) (PolicyTest, error)
 }
 
 // Seconds is a duration that travels as a JSON number of seconds, the unit of
@@ -141,9 +152,15 @@ type Upstream struct {
 	Known     bool       `json:"known"`
 	Healthy   int        `json:"healthy"` // endpoints the catalog calls healthy
 	Endpoints []Endpoint `json:"endpoints"`
-	Source    string     `json:"source"` // of the endpoints: consul, static or ""
+	Source    string     `json:"source"` // of the endpoints: consul, snapshot (the last good picture on disk), static or ""
 	// CatalogAge is the time since the source last confirmed; 0 for static.
 	CatalogAge Seconds `json:"catalog_age_seconds"`
+	// Refused says why nothing is forwarded although the upstream is
+	// configured, "" when it is in order.
+	Refused string `json:"refused,omitempty"`
+	// StaleSince is when the endpoints were last confirmed, if that is longer
+	// ago than stale { warn_after } or they come from disk; zero otherwise.
+	StaleSince time.Time `json:"stale_since,omitzero"`
 
 	Rates
 	Defined string `json:"defined,omitempty"` // FILE:LINE
@@ -160,7 +177,7 @@ const (
 
 // Bind is one address an upstream listens on.
 type Bind struct {
-	Address string    `json:"address"` // IP:PORT
+	Address string    `json:"address"` // IP:PORT, or the path of a Unix socket
 	State   BindState `json:"state"`
 	Error   string    `json:"error,omitempty"`
 }
@@ -178,12 +195,17 @@ type Endpoint struct {
 
 // Service is one offered service as it is in force.
 type Service struct {
-	Name     string   `json:"name"`
-	ID       string   `json:"id"`
-	Address  string   `json:"address"` // where the application listens, IP:PORT
-	Port     uint16   `json:"port"`
-	Protocol string   `json:"protocol"`
-	Allow    []string `json:"allow"` // callers; empty: nobody
+	Name     string `json:"name"`
+	ID       string `json:"id"`
+	Address  string `json:"address"` // where the application listens, IP:PORT
+	Port     uint16 `json:"port"`
+	Protocol string `json:"protocol"`
+	// Allow lists the callers that allow blocks name. Empty is nobody, unless
+	// Intentions is not "": then they alone decide.
+	Allow      []string        `json:"allow"`
+	Intentions IntentionsState `json:"intentions,omitempty"`
+	// IntentionsAge is the time since Consul last confirmed them.
+	IntentionsAge Seconds `json:"intentions_age_seconds,omitempty"`
 	// Registered: "consul" (by this agent), "other" (somebody registered it
 	// before us), "no", or "" when there is no registry.
 	Registered string `json:"registered,omitempty"`
@@ -192,6 +214,15 @@ type Service struct {
 	Rates
 	Defined string `json:"defined,omitempty"` // FILE:LINE
 }
+
+// IntentionsState says whether the registry's permissions for a service are known.
+type IntentionsState string
+
+// The states of intentions; "" is that no registry decides who may call.
+const (
+	IntentionsKnown   IntentionsState = "known"
+	IntentionsUnknown IntentionsState = "unknown" // nobody may call
+)
 
 // Certificate is the leaf of one service.
 type Certificate struct {
@@ -219,18 +250,56 @@ type Catalog struct {
 	Reachable bool    `json:"reachable"`   // always true for static alone
 	Age       Seconds `json:"age_seconds"` // of the oldest answer in use; 0 for static
 	Error     string  `json:"error,omitempty"`
-	Watches   []Watch `json:"watches,omitempty"`
+	// UnreachableSince is when Consul last answered, while it does not; zero
+	// while it does and when it never did.
+	UnreachableSince time.Time `json:"unreachable_since,omitzero"`
+	// StaleSince is when the oldest fact in use was confirmed, if that is
+	// longer ago than stale { warn_after }, or it comes from disk; zero
+	// otherwise.
+	StaleSince time.Time `json:"stale_since,omitzero"`
+	// WarnAfter and DropAfter are those of stale {}; 0 is off.
+	WarnAfter Seconds `json:"warn_after_seconds,omitempty"`
+	DropAfter Seconds `json:"drop_after_seconds,omitempty"`
+
+	Watches       []Watch        `json:"watches,omitempty"`
+	Registrations []Registration `json:"registrations,omitempty"`
+	// Denied lists what the token may not do.
+	Denied []Denied `json:"denied,omitempty"`
 }
 
-// Watch is one blocking query.
+// Watch is one blocking query, or one that is repeated.
 type Watch struct {
-	Kind    string    `json:"kind"` // service, leaf, roots, registration
-	Name    string    `json:"name,omitempty"`
-	Index   uint64    `json:"index"`
-	Success time.Time `json:"last_success,omitzero"`
-	Age     Seconds   `json:"age_seconds"`
-	Error   string    `json:"error,omitempty"`
-	Next    time.Time `json:"next_try,omitzero"` // zero: a query is running
+	Kind       string    `json:"kind"` // service, chain, leaf, roots, intentions, query
+	Name       string    `json:"name,omitempty"`
+	Datacenter string    `json:"datacenter,omitempty"` // "" is the local one
+	Index      uint64    `json:"index"`
+	Success    time.Time `json:"last_success,omitzero"`
+	Age        Seconds   `json:"age_seconds"` // since Success; 0 if never confirmed
+	Error      string    `json:"error,omitempty"`
+	Next       time.Time `json:"next_try,omitzero"` // zero: a query is running
+	Queries    uint64    `json:"queries"`           // ended since the start
+	Errors     uint64    `json:"errors"`            // those that failed or were not believed
+	Resets     uint64    `json:"resets"`            // how often the index went back
+	// Serves names the upstreams or services that need it, "upstream api".
+	Serves []string `json:"serves,omitempty"`
+}
+
+// Registration is one offered service as Consul has it.
+type Registration struct {
+	Service   string    `json:"service"`
+	ID        string    `json:"id,omitempty"`       // of the application's instance in Consul
+	ProxyID   string    `json:"proxy_id,omitempty"` // of ours beside it
+	Port      uint16    `json:"port"`
+	State     string    `json:"state"` // waiting, registered, adopted, failed
+	Confirmed time.Time `json:"last_success,omitzero"`
+	Error     string    `json:"error,omitempty"`
+}
+
+// Denied is a right that the token lacks.
+type Denied struct {
+	What string `json:"what"`           // that was refused: "endpoints of service api"
+	Hurt string `json:"hurt,omitempty"` // whom: `upstream "api"`, `service "web"`
+	Rule string `json:"rule,omitempty"` // that would allow it: `service "api" { policy = "read" }`
 }
 
 // Listener is a port of the agent itself.

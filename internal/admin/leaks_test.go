@@ -19,6 +19,13 @@ func (idle) Reload(context.Context) (admin.ReloadResult, error) {
 }
 func (idle) Ready() (bool, []string) { return true, nil }
 func (idle) Version() admin.Version  { return admin.Version{} }
+func (idle) Catalog() admin.Catalog  { return admin.Catalog{} }
+func (idle) Explain(string) (admin.Explanation, error) {
+	return admin.Explanation{}, nil
+}
+func (idle) TestPolicy(string, string) (admin.PolicyTest, error) {
+	return admin.PolicyTest{}, nil
+}
 
 // Run waits for all it started: with a client that holds a connection and one
 // that never finishes its request, with a free TCP port and with a taken one.

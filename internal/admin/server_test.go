@@ -37,6 +37,13 @@ func (f *fakeAgent) Reload(ctx context.Context) (ReloadResult, error) {
 }
 func (f *fakeAgent) Ready() (bool, []string) { return len(f.waiting) == 0, f.waiting }
 func (f *fakeAgent) Version() Version        { return BuildVersion("meshd/1") }
+func (f *fakeAgent) Catalog() Catalog        { return f.status.Catalog }
+func (f *fakeAgent) Explain(upstream string) (Explanation, error) {
+	return Explanation{Upstream: upstream}, f.err
+}
+func (f *fakeAgent) TestPolicy(from, to string) (PolicyTest, error) {
+	return PolicyTest{From: from, To: to}, f.err
+}
 
 // serve runs a server until the test ends and returns it with a client.
 func serve(t *testing.T, o Options) (*Server, *Client) {
