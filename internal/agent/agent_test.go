@@ -90,6 +90,10 @@ func TestRequestAcrossTwoAgents(t *testing.T) {
 			t.Errorf("metrics lack %s", want)
 		}
 	}
+	if _, _, body, _ := get(fmt.Sprintf("http://127.0.0.1:%d/metrics", b.http)); !strings.Contains(body, `meshd_links{direction="inbound",name="api"} 1`) ||
+		!strings.Contains(body, "meshd_handshakes_active 0") {
+		t.Error("metrics of host-b do not count the link that host-a opened")
+	}
 	if code, _, _, err := get(fmt.Sprintf("http://127.0.0.1:%d/ready", a.http)); err != nil || code != 200 {
 		t.Errorf("ready: %d, %v", code, err)
 	}

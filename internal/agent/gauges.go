@@ -18,7 +18,8 @@ func (a *Agent) gauges() telemetry.Gauges {
 	for _, l := range a.identity.Leafs() {
 		g.Certificates = append(g.Certificates, telemetry.CertificateGauge{Service: l.Service, NotAfter: l.NotAfter})
 	}
-	g.Handshakes = a.proxy.Counts().Handshakes
+	counts := a.proxy.Counts()
+	g.Handshakes, g.HandshakesInFlight = counts.Handshakes, counts.Handshaking
 	if dns, _ := a.DNS(); dns != nil {
 		g.DNSResponses = make(map[string]uint64)
 		for code, n := range dns.Counts().ByRcode {
@@ -69,6 +70,11 @@ func (a *Agent) gauges() telemetry.Gauges {
 		}
 		g.Upstreams = append(g.Upstreams, u)
 		g.Links = append(g.Links, l)
+	}
+	for _, st := range a.proxy.Services() {
+		g.Links = append(g.Links, telemetry.LinkGauge{
+			Direction: telemetry.Inbound, Name: st.Name, Links: st.Links, Streams: st.Streams,
+		})
 	}
 	return g
 }

@@ -407,8 +407,9 @@ func (p *Proxy) spiffeOf(service string) string {
 
 // Counts are totals since the start.
 type Counts struct {
-	Links      int               // open now, both directions
-	Handshakes map[string]uint64 // by result: "ok" or the reason of the refusal
+	Links       int               // open now, both directions
+	Handshaking int               // handshakes that go on now, both directions
+	Handshakes  map[string]uint64 // by result: "ok" or the reason of the refusal
 }
 
 type counts struct {
@@ -430,7 +431,11 @@ func (p *Proxy) Counts() Counts {
 	p.counts.mu.Lock()
 	h := maps.Clone(p.counts.handshakes)
 	p.counts.mu.Unlock()
-	return Counts{Links: p.total(func(w *worker) int { return len(w.allLinks) }), Handshakes: h}
+	accepting := max(len(p.accepts)-1, 0) // one ticket waits in Accept
+	return Counts{
+		Links:       p.total(func(w *worker) int { return len(w.allLinks) }),
+		Handshaking: accepting + len(p.dials), Handshakes: h,
+	}
 }
 
 // Loads returns the share of a core that each loop used lately.

@@ -68,3 +68,38 @@ func (p *Proxy) Upstreams() []UpstreamState {
 	}
 	return out
 }
+
+// ServiceState is what only the data path knows of an offered service: the
+// links that peers opened to reach it.
+type ServiceState struct {
+	Name    string
+	Links   int
+	Streams int // in flight on these links
+}
+
+// Services returns the state of every offered service in force, each name
+// once, in the order of the snapshot. It asks the loops, and must not be
+// called from one.
+func (p *Proxy) Services() []ServiceState {
+	pic := p.picture.Load()
+	if pic == nil {
+		return nil
+	}
+	var out []ServiceState
+	at := make(map[string]int)
+	for _, in := range pic.snap.Inbound {
+		if _, ok := at[in.Name]; !ok {
+			at[in.Name] = len(out)
+			out = append(out, ServiceState{Name: in.Name})
+		}
+	}
+	p.each(func(w *worker) {
+		for l := range w.allLinks {
+			if i, ok := at[l.service]; ok && !l.opener {
+				out[i].Links++
+				out[i].Streams += l.count
+			}
+		}
+	})
+	return out
+}
