@@ -24,8 +24,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// binary returns the path of meshd or meshctl, built from this tree.
-func binary(t testing.TB, name string) string {
+// program returns the path of meshd or meshctl, built from this tree.
+func program(t testing.TB, name string) string {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("builds and runs whole agents")

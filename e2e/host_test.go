@@ -83,7 +83,7 @@ peer {
 func (h *host) launch(body string) {
 	h.t.Helper()
 	h.write(body)
-	h.process = spawn(h.t, h.name, binary(h.t, "meshd"), "-config", h.path())
+	h.process = spawn(h.t, h.name, program(h.t, "meshd"), "-config", h.path())
 }
 
 // start is launch, and waits until the socket answers.

@@ -34,10 +34,10 @@ type process struct {
 
 // spawn starts a program of ours; it is killed at the end of the test if it
 // still runs.
-func spawn(t testing.TB, name, program string, args ...string) *process {
+func spawn(t testing.TB, name, path string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, stdout: &buffer{}, stderr: &buffer{}, ended: make(chan struct{})}
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = p.stdout, p.stderr
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "NO_COLOR=1", "LC_ALL=C.UTF-8", "MESHD_SOCKET=")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -115,6 +115,17 @@ func (p *process) descriptors() int {
 	return len(list)
 }
 
+// opened lists what the descriptors point to, for a story that failed.
+func (p *process) opened() (list []string) {
+	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.pid))
+	for _, l := range links {
+		if target, err := os.Readlink(l); err == nil {
+			list = append(list, target)
+		}
+	}
+	return list
+}
+
 // resident is the memory in use, in MiB.
 func (p *process) resident() int {
 	p.t.Helper()
@@ -136,15 +147,15 @@ func (p *process) resident() int {
 }
 
 // execute runs a program of ours to its end.
-func execute(t testing.TB, program string, args ...string) (code int, stdout, stderr string) {
+func execute(t testing.TB, name string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	cmd := exec.Command(binary(t, program), args...)
+	cmd := exec.Command(program(t, name), args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "NO_COLOR=1", "LC_ALL=C.UTF-8", "MESHD_SOCKET=")
 	err := cmd.Run()
 	if e := new(exec.ExitError); err != nil && !errors.As(err, &e) {
-		t.Fatalf("%s: %v", program, err)
+		t.Fatalf("%s: %v", name, err)
 	}
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
