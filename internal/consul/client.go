@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/consul/api"
 
@@ -22,21 +23,35 @@ type Options struct {
 	// Address of the Consul agent: HOST:PORT, a http:// or https:// URL, or
 	// unix:///PATH.
 	Address string
-	// Token is sent with every request. "" sends none; what the environment
-	// holds for Consul's own tools is never used.
+	// Token is sent with every request that has no token file. "" sends none;
+	// what the environment holds for Consul's own tools is never used.
 	Token string
+	// TokenFile holds the token instead. It is read again when it changes; a
+	// file that cannot be read or is empty keeps the token of before.
+	TokenFile string
+	// TLS is how the agent is spoken to when Address is https:// or any file of
+	// it is given.
+	TLS TLS
 	// Datacenter of that agent. Endpoints of other datacenters are reached by
 	// their wan addresses. "": every upstream that names a datacenter is taken
 	// as one of another.
 	Datacenter string
 	// Node names this host in the mark of what it registers.
 	Node string
-	Log  *slog.Logger
+	// Stale says how long disappearances that may be no removals are held.
+	Stale Stale
+	Log   *slog.Logger
 
 	// OnService is called with the first answer for a wanted service and with
 	// every answer that differs from the one before. It may still be called
 	// once for a service that Want has just dropped.
 	OnService func(mesh.ServiceKey, mesh.CatalogService)
+	// OnChain is called like OnService with what Consul's configuration entries
+	// say about reaching a wanted service; never for a prepared query.
+	OnChain func(mesh.ServiceKey, mesh.Chain)
+	// OnIntentions is called like OnService with who may call a service of
+	// Wanted.Intentions.
+	OnIntentions func(service string, in mesh.Intentions)
 	// OnLeaf is called with every new leaf of a wanted identity. An error is
 	// shown in Status and the leaf is fetched again.
 	OnLeaf func(service string, leaf tls.Certificate) error
@@ -44,11 +59,33 @@ type Options struct {
 	OnRoots func(trustDomain string, roots []*x509.Certificate)
 }
 
+// TLS holds the files for a Consul agent that is spoken to by HTTPS. They are
+// read again when they change; files that do not belong together keep what was
+// in force before.
+type TLS struct {
+	CAFile     string // who signed the agent's certificate; "" is the system's pool
+	CertFile   string // what this client presents, with KeyFile; "" presents nothing
+	KeyFile    string
+	ServerName string // expected in the agent's certificate; "" is the host of Address
+}
+
+func (t *TLS) used() bool { return *t != TLS{} }
+
+// Stale bounds how long something is believed that Consul no longer says.
+type Stale struct {
+	// ShrinkAfter is how long endpoints are held that vanished because the
+	// serfHealth of their nodes turned critical, over half of at least five at
+	// once. 0 holds nothing.
+	ShrinkAfter time.Duration
+}
+
 // Wanted is everything the client shall do. It is a value: who calls Want does
-// not write it afterwards.
+// not write it afterwards. What concerns a service of Register is done with
+// that service's token file, if it has one.
 type Wanted struct {
-	Upstreams  []mesh.ServiceKey // whose endpoints are watched
+	Upstreams  []mesh.ServiceKey // whose endpoints and chains are watched
 	Identities []string          // services whose leafs are fetched
+	Intentions []string          // services of this host whose permissions are watched
 	Register   []Registration    // what this host offers
 }
 

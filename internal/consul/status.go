@@ -11,9 +11,15 @@ type Kind string
 
 // The kinds of watches.
 const (
-	KindService Kind = "service" // endpoints of an upstream
-	KindLeaf    Kind = "leaf"    // certificate of an identity
-	KindRoots   Kind = "roots"   // what to trust
+	KindService    Kind = "service"    // endpoints of an upstream
+	KindQuery      Kind = "query"      // endpoints by a prepared query, polled
+	KindChain      Kind = "chain"      // how a service is to be reached
+	KindLeaf       Kind = "leaf"       // certificate of an identity
+	KindRoots      Kind = "roots"      // what to trust
+	KindIntentions Kind = "intentions" // who may call a service of this host
+	KindDefault    Kind = "default"    // what holds where no intention does, polled
+
+	KindRegistration Kind = "registration" // never a watch; for Denied
 )
 
 // Status is what the client knows about itself and Consul.
@@ -31,31 +37,62 @@ type Status struct {
 	Queries  uint64 // requests ended since the start
 	Failures uint64 // those that failed, 4xx and unusable answers included
 
+	// Denied is what Consul refuses for want of rights, by kind, name,
+	// datacenter. It is empty again as soon as the right is there.
+	Denied []Denied
+
 	Watches       []WatchStatus        // by kind, name, datacenter
 	Registrations []RegistrationStatus // in the order of Wanted.Register
+}
+
+// Denied is one thing that the token in use does not allow.
+type Denied struct {
+	Kind       Kind
+	Name       string // of the service or prepared query
+	Datacenter string
+
+	What string // what does not work: "endpoints of api"
+	Who  string // what that hurts: `upstream to api`, `service web`
+	Rule string // ACL rule that would allow it: `service "api" { policy = "read" }`
+	// Token says which token lacks it: the path of its file, or "the token of
+	// the configuration", or "no token".
+	Token string
+	Since time.Time
 }
 
 // WatchStatus is one watch.
 type WatchStatus struct {
 	Kind       Kind
-	Name       string // service name, "" for the roots
+	Name       string // service or query name, "" for roots and default
 	Datacenter string
 
-	Index     uint64    // of the last believed answer
+	Index     uint64    // of the last believed answer; 0 for what is polled
 	Confirmed time.Time // last believed answer; zero is never
 	Changed   time.Time // last one that differed from the one before
 	Error     string    // why the last query failed or was not believed, "" if neither
 	Failures  int       // in a row
 	NextTry   time.Time // zero while a query is on its way
+
+	// Behind is how long Consul's agent has had no connection to its servers
+	// when it gave the last answer out of its cache; 0 is up to date.
+	Behind time.Duration
+	// Held is how many endpoints are still passed on as healthy although
+	// their nodes are gone by Consul's own gossip (see Stale).
+	Held int
+
+	Queries uint64 // ended since the start
+	Errors  uint64 // those that failed or were not believed
+	Resets  uint64 // how often the index went back
 }
 
 // Age returns how long ago the watch was last confirmed. A watch whose Consul
 // is fine is confirmed about once a minute. Never confirmed is a negative age.
+// An answer out of the cache of an agent without servers is as old as that.
 func (w *WatchStatus) Age(now time.Time) time.Duration {
 	if w.Confirmed.IsZero() {
 		return -1
 	}
-	return max(now.Sub(w.Confirmed), 0)
+	return max(now.Sub(w.Confirmed), 0) + w.Behind
 }
 
 // RegistrationState says how an offered service stands in Consul.
