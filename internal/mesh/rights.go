@@ -1,0 +1,100 @@
+package mesh
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+)
+
+// ProbeService is the service that nobody has: asking the registry who may call
+// it tells the default policy.
+const ProbeService = "meshd-default-policy-probe"
+
+// SidecarSuffix makes the name under which a service's proxy stands in the
+// registry, as Consul's own sidecar_service does.
+const SidecarSuffix = "-sidecar-proxy"
+
+// Right is a permission that a token needs at the registry (a rule of a Consul
+// ACL policy).
+type Right struct {
+	Kind   string // "service" or "node_prefix"
+	Name   string
+	Policy string // "read" or "write"; write contains read
+	// Token is the file of the service's own token that needs it, "" for the
+	// agent's.
+	Token string
+	// For says what stops working without it, one entry each.
+	For []string
+}
+
+// Rule writes r as a rule of an ACL policy: service "web" { policy = "write" }.
+func (r Right) Rule() string {
+	return r.Kind + " " + strconv.Quote(r.Name) + " { policy = " + strconv.Quote(r.Policy) + " }"
+}
+
+// Rights lists what the tokens of this host need and nothing else: the agent's
+// first, then those of services by file; each by kind and name. What a prepared
+// query needs is not in it: only the registry knows the service that it finds.
+func Rights(s *Spec) []Right {
+	var rs rights
+	if s.Intentions && len(s.Services) > 0 {
+		rs.add("", "service", ProbeService, "read", "the default policy of intentions")
+	}
+	own := make(map[string]string) // by service name: a token of its own
+	for i := range s.Services {
+		v := &s.Services[i]
+		what := "service " + strconv.Quote(v.Name)
+		rs.add(v.TokenFile, "service", v.Name, "write", "registration and certificate of "+what)
+		rs.add(v.TokenFile, "service", v.Name+SidecarSuffix, "write", "registration of "+what)
+		if v.TokenFile != "" {
+			own[v.Name] = v.TokenFile
+			// The agent lists what is registered on this host with its own token.
+			rs.add("", "service", v.Name, "read", "comparing the registration of "+what)
+			rs.add("", "service", v.Name+SidecarSuffix, "read", "comparing the registration of "+what)
+		}
+	}
+	if s.Intentions { // certificates come from the registry as well
+		for _, name := range s.Identities() {
+			rs.add(own[name], "service", name, "write", "certificate of "+strconv.Quote(name))
+		}
+	}
+	static := StaticCatalog(s.Static)
+	for i := range s.Upstreams {
+		u := &s.Upstreams[i]
+		if _, byHand := static.Services[u.Key()]; byHand {
+			continue
+		}
+		what := "upstream " + strconv.Quote(u.Name)
+		rs.add("", "node_prefix", "", "read", "endpoints of "+what)
+		if u.Query {
+			continue
+		}
+		rs.add("", "service", u.Destination, "read", "endpoints of "+what)
+		rs.add("", "service", u.Destination+SidecarSuffix, "read", "endpoints of "+what)
+	}
+	slices.SortFunc(rs, func(a, b Right) int {
+		return cmp.Or(cmp.Compare(a.Token, b.Token), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+	})
+	return rs
+}
+
+type rights []Right
+
+// add merges with what is there: of two policies for one name in one token the
+// wider one holds.
+func (rs *rights) add(token, kind, name, policy, why string) {
+	for i := range *rs {
+		r := &(*rs)[i]
+		if r.Token != token || r.Kind != kind || r.Name != name {
+			continue
+		}
+		if policy == "write" {
+			r.Policy = policy
+		}
+		if !slices.Contains(r.For, why) {
+			r.For = append(r.For, why)
+		}
+		return
+	}
+	*rs = append(*rs, Right{Kind: kind, Name: name, Policy: policy, Token: token, For: []string{why}})
+}
