@@ -261,10 +261,10 @@ type Catalog struct {
 	WarnAfter Seconds `json:"warn_after_seconds,omitempty"`
 	DropAfter Seconds `json:"drop_after_seconds,omitempty"`
 
-	Watches       []Watch        `json:"watches,omitempty"`
-	Registrations []Registration `json:"registrations,omitempty"`
+	Watches       []Watch        `json:"watches,omitzero"`
+	Registrations []Registration `json:"registrations,omitzero"`
 	// Denied lists what the token may not do.
-	Denied []Denied `json:"denied,omitempty"`
+	Denied []Denied `json:"denied,omitzero"`
 }
 
 // Watch is one blocking query, or one that is repeated.

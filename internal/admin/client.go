@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 )
 
@@ -73,6 +74,29 @@ func (c *Client) Reload(ctx context.Context) (ReloadResult, error) {
 	var r ReloadResult
 	_, err := c.do(ctx, http.MethodPost, pathReload, &r, http.StatusUnprocessableEntity)
 	return r, err
+}
+
+// Catalog returns where the agent's facts come from, with every watch.
+func (c *Client) Catalog(ctx context.Context) (Catalog, error) {
+	var k Catalog
+	_, err := c.do(ctx, http.MethodGet, pathCatalog, &k)
+	return k, err
+}
+
+// Explain returns what is in force for an upstream and where it was written. A
+// name that the agent does not have is a *RefusedError with code 404.
+func (c *Client) Explain(ctx context.Context, upstream string) (Explanation, error) {
+	var e Explanation
+	_, err := c.do(ctx, http.MethodGet, pathExplain+"?"+url.Values{"upstream": {upstream}}.Encode(), &e)
+	return e, err
+}
+
+// TestPolicy asks whether service from may call service to, which the agent's
+// host must offer; if it does not, the error is a *RefusedError with code 404.
+func (c *Client) TestPolicy(ctx context.Context, from, to string) (PolicyTest, error) {
+	var t PolicyTest
+	_, err := c.do(ctx, http.MethodGet, pathPolicy+"?"+url.Values{"from": {from}, "to": {to}}.Encode(), &t)
+	return t, err
 }
 
 // Version returns what the agent says it is.

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -18,6 +19,9 @@ const (
 	pathStatus  = "/v1/status"
 	pathReload  = "/v1/reload"
 	pathVersion = "/v1/version"
+	pathCatalog = "/v1/catalog"
+	pathExplain = "/v1/config/explain"
+	pathPolicy  = "/v1/policy/test"
 	pathReady   = "/ready"
 	pathLive    = "/live"
 	pathMetrics = "/metrics"
@@ -43,6 +47,13 @@ func (s *Server) socketHandler() http.Handler {
 	mux.HandleFunc("GET "+pathVersion, func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, s.o.Agent.Version())
 	})
+	mux.HandleFunc("GET "+pathCatalog, func(w http.ResponseWriter, _ *http.Request) {
+		c := s.o.Agent.Catalog()
+		c.fill()
+		answer(w, http.StatusOK, c)
+	})
+	mux.HandleFunc("GET "+pathExplain, s.explain)
+	mux.HandleFunc("GET "+pathPolicy, s.testPolicy)
 	mux.HandleFunc("POST "+pathReload, s.reload)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -119,6 +130,7 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 	st := s.o.Agent.Status()
 	st.Problems = sortProblems(append(slices.Clone(st.Problems), Diagnose(&st)...))
 	st.fill()
+	st.Catalog.fill()
 	answer(w, http.StatusOK, st)
 }
 
@@ -141,6 +153,46 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusUnprocessableEntity, res)
 	default:
 		answer(w, http.StatusOK, res)
+	}
+}
+
+// fill makes every list of c a list in JSON.
+func (c *Catalog) fill() {
+	c.Watches, c.Registrations, c.Denied = orEmpty(c.Watches), orEmpty(c.Registrations), orEmpty(c.Denied)
+}
+
+func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
+	name := r.URL.Query().Get("upstream")
+	if name == "" {
+		answer(w, http.StatusBadRequest, failure{Error: "which upstream? " + pathExplain + "?upstream=NAME"})
+		return
+	}
+	e, err := s.o.Agent.Explain(name)
+	e.Values = orEmpty(e.Values)
+	found(w, e, err)
+}
+
+func (s *Server) testPolicy(w http.ResponseWriter, r *http.Request) {
+	from, to := r.URL.Query().Get("from"), r.URL.Query().Get("to")
+	if from == "" || to == "" {
+		answer(w, http.StatusBadRequest, failure{Error: "who calls whom? " + pathPolicy + "?from=CALLER&to=SERVICE"})
+		return
+	}
+	t, err := s.o.Agent.TestPolicy(from, to)
+	t.Instances = orEmpty(t.Instances)
+	found(w, t, err)
+}
+
+// found answers v, or why there is none.
+func found(w http.ResponseWriter, v any, err error) {
+	var missing *NotFoundError
+	switch {
+	case errors.As(err, &missing):
+		answer(w, http.StatusNotFound, failure{Error: missing.Message})
+	case err != nil:
+		answer(w, http.StatusInternalServerError, failure{Error: err.Error()})
+	default:
+		answer(w, http.StatusOK, v)
 	}
 }
 

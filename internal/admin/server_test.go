@@ -218,6 +218,47 @@ func TestHTTPListenerIsReadOnlyAndLocal(t *testing.T) {
 	}
 }
 
+// The questions about one name: 400 without it, 404 with what the agent has, and
+// never null where a script counts.
+func TestQuestions(t *testing.T) {
+	agent := &fakeAgent{status: Status{Catalog: Catalog{Source: "consul", Age: Seconds(time.Minute)}}}
+	_, c := serve(t, Options{Agent: agent})
+	for path, want := range map[string]int{
+		"/v1/catalog": 200, "/v1/config/explain": 400, "/v1/config/explain?upstream=a": 200,
+		"/v1/policy/test?from=a": 400, "/v1/policy/test?to=a": 400, "/v1/policy/test?from=a&to=b": 200,
+	} {
+		res, err := c.http.Get("http://localhost" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != want || bytes.Contains(body, []byte("null")) {
+			t.Errorf("GET %s = %d %s %v, want %d", path, res.StatusCode, body, err, want)
+		}
+	}
+	if k, err := c.Catalog(t.Context()); err != nil || k.Age != Seconds(time.Minute) || k.Denied == nil {
+		t.Errorf("catalog = %+v, %v", k, err)
+	}
+	// What a name may hold must not become another question.
+	if e, err := c.Explain(t.Context(), "a&upstream=b /?"); err != nil || e.Upstream != "a&upstream=b /?" {
+		t.Errorf("explain = %+v, %v", e, err)
+	}
+	if p, err := c.TestPolicy(t.Context(), "we b", "pay&from=x"); err != nil || p.From != "we b" || p.To != "pay&from=x" {
+		t.Errorf("policy = %+v, %v", p, err)
+	}
+	for want, err := range map[int]error{404: &NotFoundError{Message: "there is no such thing; there is a"}, 500: errors.New("broken")} {
+		agent.err = err
+		var refused *RefusedError
+		if _, got := c.Explain(t.Context(), "x"); !errors.As(got, &refused) || refused.Code != want || refused.Message != err.Error() {
+			t.Errorf("explain = %v, want %d with the agent's words", got, want)
+		}
+		if _, got := c.TestPolicy(t.Context(), "x", "y"); !errors.As(got, &refused) || refused.Code != want {
+			t.Errorf("policy = %v, want %d", got, want)
+		}
+	}
+}
+
 func TestProfilesOnTheSocketOnly(t *testing.T) {
 	_, c := serve(t, Options{Agent: &fakeAgent{}})
 	for path, want := range map[string]int{"/debug/pprof/": 200, "/debug/pprof/heap": 200, "/debug/pprof/cmdline": 404} {
