@@ -131,19 +131,15 @@ func expectsBody(m []byte) bool {
 
 // openLocal begins a connection to the application, or returns nil and why.
 func (w *worker) openLocal(in *inPlan, p *localPool) (*upHTTP, Outcome) {
-	use := &in.st.usage
-	if !take(&use.connections, in.Limits.MaxConnections) {
-		return nil, Overflow
-	}
-	fd, done, err := loop.Connect(in.Target)
-	if err != nil {
-		use.connections.Add(-1)
-		return nil, LocalConnectFailed
+	fd, done, o := w.connectLocal(in)
+	if o != OK {
+		return nil, o
 	}
 	c := &upHTTP{pool: p}
 	c.sock = sock{w: w, fd: fd, connecting: !done, writable: done}
 	c.timer.Owner = c
-	if !w.adopt(c, fd, c, in.st.shards[w.loop.Index()], use) {
+	if !w.adopt(c, fd, c, in.st.shards[w.loop.Index()], &in.st.usage) {
+		c.connected(&in.st.usage)
 		return nil, LocalConnectFailed
 	}
 	if in.ConnectTimeout > 0 {
@@ -197,7 +193,7 @@ func (c *upHTTP) Ready(ev loop.Events) {
 			return
 		}
 		if ev&loop.Writable != 0 {
-			c.connecting = false
+			c.connected(&c.pool.st.usage)
 		}
 	}
 	c.note(ev)
@@ -451,8 +447,9 @@ func (c *upHTTP) shut(abort bool) {
 	}
 	c.w.loop.Disarm(&c.timer)
 	c.dropReplay()
-	c.close(abort)
 	st := c.pool.st
+	c.connected(&st.usage)
+	c.close(abort)
 	c.w.release(c, st.shards[c.w.loop.Index()], &st.usage)
 }
 

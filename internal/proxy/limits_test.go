@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"strconv"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"meshd/internal/loop"
 	"meshd/internal/mesh"
 	"meshd/internal/meshtest"
 	"meshd/internal/telemetry"
@@ -280,6 +282,36 @@ func TestLimits(t *testing.T) {
 		second.Close()
 		p.calm()
 	})
+	for _, protocol := range []mesh.Protocol{mesh.TCP, mesh.HTTP} {
+		t.Run("requests that wait for a connection, "+protocol.String(), func(t *testing.T) {
+			full := fullApp(t)
+			p := newPair(t, 1, protocol, full, func(_, b *mesh.Spec) {
+				b.Services[0].Limits = limits{MaxPendingRequests: 2}
+				b.Services[0].ConnectTimeout = 500 * time.Millisecond
+			})
+			for range 2 {
+				send(t, dial(t, p.addr), plainGet)
+			}
+			waits := func() (n int64) {
+				p.b.each(func(w *worker) { n = w.pic.inbound[0].st.usage.pending.Load() })
+				return n
+			}
+			if !eventually(func() bool { return waits() == 2 }) {
+				t.Fatal(waits())
+			}
+			c, err := netDial(p.addr)
+			if err == nil {
+				send(t, c, plainGet)
+				defer c.Close()
+			}
+			p.b.counts(telemetry.Inbound, protocol, "overflow=1")
+			p.b.counts(telemetry.Inbound, protocol, "overflow=1 local_connect_failed=2")
+			p.a.counts(telemetry.Outbound, protocol, "overflow=1 local_connect_failed=2")
+			if n := waits(); n != 0 {
+				t.Errorf("%d still wait", n)
+			}
+		})
+	}
 	t.Run("requests that wait for a link", func(t *testing.T) {
 		peer := newRawPeer(t)
 		p := newPair(t, 1, mesh.HTTP, mustAddr(peer.Addr()), endpointAt(peer.Addr()), func(a, _ *mesh.Spec) {
@@ -303,6 +335,32 @@ func TestLimits(t *testing.T) {
 		c.Close()
 		p.a.calmAlone()
 	})
+}
+
+// fullApp returns the address of an application that listens and whose backlog
+// is full, so that connecting to it takes for ever.
+func fullApp(t *testing.T) netip.AddrPort {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	addr := loop.LocalAddr(fd)
+	for range 8 { // far more than the backlog takes
+		c, _, err := loop.Connect(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { loop.Close(c) })
+	}
+	return addr
 }
 
 // refused wants a connection that is reset without a byte.

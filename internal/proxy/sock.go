@@ -28,6 +28,35 @@ type sock struct {
 func (s *sock) runQueued() *bool { return &s.queued }
 func (s *sock) dirtyFlag() *bool { return &s.dirty }
 
+// connectLocal begins a connection to an application within the limits of its
+// service, or says why there is none. If it is not done, connected follows.
+func (w *worker) connectLocal(in *inPlan) (fd int, done bool, o Outcome) {
+	use := &in.st.usage
+	if !take(&use.connections, in.Limits.MaxConnections) {
+		return -1, false, Overflow
+	}
+	fd, done, err := loop.Connect(in.Target)
+	switch {
+	case err != nil:
+		o = LocalConnectFailed
+	case !done && !take(&use.pending, in.Limits.MaxPendingRequests):
+		loop.Close(fd)
+		o = Overflow
+	default:
+		return fd, done, OK
+	}
+	use.connections.Add(-1)
+	return -1, false, o
+}
+
+// connected is the end of connecting, for better or worse.
+func (s *sock) connected(u *usage) {
+	if s.connecting {
+		s.connecting = false
+		u.pending.Add(-1)
+	}
+}
+
 // note takes the events of an edge down.
 func (s *sock) note(ev loop.Events) {
 	if ev&loop.Writable != 0 {

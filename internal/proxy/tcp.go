@@ -61,20 +61,16 @@ func (w *worker) acceptTCP(fd int, st *upstreamState) {
 
 // connectTCP opens the connection to the application for x.
 func (w *worker) connectTCP(in *inPlan, x *exchange) {
-	if !take(&in.st.usage.connections, in.Limits.MaxConnections) {
-		x.finish(Overflow)
-		return
-	}
-	fd, done, err := loop.Connect(in.Target)
-	if err != nil {
-		in.st.usage.connections.Add(-1)
-		x.finish(LocalConnectFailed)
+	fd, done, o := w.connectLocal(in)
+	if o != OK {
+		x.finish(o)
 		return
 	}
 	c := &tcpSide{x: x, inst: in.st, shard: in.st.shards[w.loop.Index()], use: &in.st.usage}
 	c.sock = sock{w: w, fd: fd, connecting: !done, writable: done}
 	c.timer.Owner = c
 	if !w.adopt(c, fd, c, c.shard, c.use) {
+		c.connected(c.use)
 		x.finish(LocalConnectFailed)
 		return
 	}
@@ -110,7 +106,7 @@ func (c *tcpSide) Ready(ev loop.Events) {
 			return
 		}
 		if ev&loop.Writable != 0 {
-			c.connecting = false
+			c.connected(c.use)
 			c.w.loop.Disarm(&c.timer)
 			c.arm()
 		}
@@ -201,6 +197,7 @@ func (c *tcpSide) shut(abort bool) {
 		return
 	}
 	c.w.loop.Disarm(&c.timer)
+	c.connected(c.use)
 	c.close(abort)
 	c.w.release(c, c.shard, c.use)
 }
