@@ -128,6 +128,10 @@ func Compile(in CompileInput) (*Snapshot, error) {
 // RefusedStale is Outbound.Refused when the catalog is older than allowed.
 const RefusedStale = "the catalog is older than stale { drop_after }"
 
+// IdleTimeoutHTTP is the built-in idle_timeout of everything but TCP. It is
+// here because the registry may say so late that an upstream speaks HTTP.
+const IdleTimeoutHTTP = 5 * time.Minute
+
 // stale tells whether a fact is too old to be used. Facts without a time were
 // written by hand and do not age.
 func (in *CompileInput) stale(updated time.Time) bool {
@@ -151,6 +155,9 @@ func (o *Outbound) obey(c Chain) {
 		return true
 	}
 	if take("protocol") {
+		if _, written := o.Origins["idle_timeout"]; !written && o.Protocol == TCP && c.Protocol != TCP {
+			o.IdleTimeout = IdleTimeoutHTTP
+		}
 		o.Protocol = c.Protocol
 	}
 	if o.Protocol > HTTP && o.Refused == "" {
