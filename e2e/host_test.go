@@ -150,15 +150,19 @@ func (h *host) status() admin.Status {
 	return s
 }
 
-func (h *host) upstream(name string) admin.Upstream {
+// upstream waits until the picture has it: the first one waits for Consul.
+func (h *host) upstream(name string) (u admin.Upstream) {
 	h.t.Helper()
-	for _, u := range h.status().Upstreams {
-		if u.Name == name {
-			return u
+	h.eventually("upstream "+name, func() error {
+		s := h.status()
+		for _, u = range s.Upstreams {
+			if u.Name == name {
+				return nil
+			}
 		}
-	}
-	h.t.Fatalf("%s has no upstream %s", h.name, name)
-	return admin.Upstream{}
+		return fmt.Errorf("there are %d others", len(s.Upstreams))
+	})
+	return u
 }
 
 // address is where applications of the host reach an upstream.
