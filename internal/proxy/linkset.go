@@ -94,7 +94,8 @@ func (s *linkSet) arrived(l *link, o Outcome, why string) {
 		}
 		waiting[i] = nil
 	}
-	if l != nil && s.w.draining {
+	// The target may have left the picture while the link was made.
+	if l != nil && (s.w.draining || s.w.pic.targets[s.target.targetKey] != s.target) {
 		l.retire()
 	}
 }
