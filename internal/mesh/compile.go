@@ -51,6 +51,7 @@ func Compile(in CompileInput) (*Snapshot, error) {
 			Addresses: make(map[string]netip.Addr, len(spec.Upstreams)),
 			Ports:     make(map[string]uint16, len(spec.Upstreams)),
 			Ceded:     make(map[string]uint16),
+			Kept:      make(map[string]uint16),
 		},
 		names:     make(map[string]*Outbound, len(spec.Upstreams)),
 		addresses: make(map[netip.Addr]*Outbound, len(spec.Upstreams)),
@@ -120,6 +121,9 @@ func Compile(in CompileInput) (*Snapshot, error) {
 		o.Binds = append(o.Binds, netip.AddrPortFrom(o.Address, o.Port))
 		if o.LocalBindPort != 0 {
 			o.Binds = append(o.Binds, netip.AddrPortFrom(o.LocalBindAddress, o.LocalBindPort))
+		}
+		if p := s.Assigned.Kept[o.Name]; p != 0 {
+			o.Binds = append(o.Binds, netip.AddrPortFrom(o.Address, p))
 		}
 	}
 	return s, nil
@@ -210,14 +214,17 @@ func assignAddresses(s *Snapshot, had map[string]netip.Addr) error {
 // if given; else the natural port, unless a local service or a wildcard
 // listener of this host could collide with it, because then either our bind
 // or the application's would fail (see Assignments.Ceded for when that ends);
-// else one of our own range.
+// else one of our own range. An upstream whose natural port becomes known later
+// moves there, and keeps listening on the port it was known by.
 func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 	taken := make(map[uint16]bool)
 	for _, o := range s.Outbound {
 		// The range is kept free of duplicates although addresses differ:
 		// then a port alone tells an operator which upstream is meant.
-		if p := in.Assigned.Ports[o.Name]; p >= FirstAssignedPort && p <= lastAssignedPort {
-			taken[p] = true
+		for _, p := range []uint16{in.Assigned.Ports[o.Name], in.Assigned.Kept[o.Name]} {
+			if p >= FirstAssignedPort && p <= lastAssignedPort {
+				taken[p] = true
+			}
 		}
 	}
 	for _, o := range s.Outbound {
@@ -226,6 +233,11 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 			// The catalog is silent, or its endpoints are gone or disagree for
 			// now: stay where applications know us.
 			natural = had
+		}
+		// Only a start can find a kept port in use: we held it until then.
+		kept := in.Assigned.Kept[o.Name]
+		if local[kept] || in.Wildcard[kept] {
+			kept = 0
 		}
 		ceded := in.Assigned.Ceded[o.Name]
 		if natural != 0 && ceded != natural {
@@ -245,6 +257,8 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 			o.Port = natural
 		case had >= FirstAssignedPort && !local[had] && !in.Wildcard[had]:
 			o.Port = had
+		case kept != 0:
+			o.Port = kept
 		default:
 			p := FirstAssignedPort + nameHash(o.Name)%(lastAssignedPort-FirstAssignedPort+1)
 			for n := 0; taken[uint16(p)] || local[uint16(p)] || in.Wildcard[uint16(p)]; n++ {
@@ -259,6 +273,12 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 			taken[o.Port] = true
 		}
 		s.Assigned.Ports[o.Name] = o.Port
+		if had >= FirstAssignedPort && had <= lastAssignedPort && !local[had] && !in.Wildcard[had] {
+			kept = had
+		}
+		if kept != 0 && kept != o.Port {
+			s.Assigned.Kept[o.Name] = kept
+		}
 	}
 	return nil
 }

@@ -215,6 +215,11 @@ func checkPicture(t *testing.T, s *Snapshot, in CompileInput, last *Snapshot) {
 			if was.Address != o.Address {
 				t.Errorf("%s moved from %s to %s", o.Name, was.Address, o.Address)
 			}
+			// Who was told an assigned port still finds the upstream there.
+			bound := slices.Contains(o.Binds, netip.AddrPortFrom(o.Address, was.Port))
+			if was.Port >= FirstAssignedPort && !bound && !local[was.Port] {
+				t.Errorf("%s has left port %d: it listens on %v", o.Name, was.Port, o.Binds)
+			}
 			// A service that moved to a port we may not use leaves the old one,
 			// but an assigned port has nothing to do with that.
 			left := was.Port < FirstAssignedPort && natural != 0 && natural != was.Port
