@@ -22,7 +22,7 @@ const module = "meshd"
 var floors = [][]string{
 	{"mesh"},
 	{"loop", "http1", "wire", "identity", "policy", "balance", "breaker", "telemetry", "config", "systemd"},
-	{"proxy", "nameserver", "consul", "admin"},
+	{"proxy", "nameserver", "consul", "admin", "snapshot"},
 	{"agent"},
 }
 
