@@ -13,6 +13,10 @@ agent {
   # node_name  = "web-03" # default: the host name
   # log_format = "json"   # json, text; default: text on a terminal, else json
   # loops      = 2        # event loops at most; default: number of cores, at most 4
+
+  # Keys of certificates are kept in data_dir too, sealed, so that a start without Consul can serve.
+  # persist_keys = false                  # keep none
+  # key_file     = "/etc/meshd/seal.key" # what seals them; default: snapshot.key in data_dir
 }
 
 admin {
@@ -24,7 +28,23 @@ admin {
 
 consul {
   address = "127.0.0.1:8500"
-  # datacenter = "dc1" # default: that of the agent
+  # datacenter = "dc1"                     # default: that of the agent
+  # token_file = "/etc/meshd/consul.token" # read again when it changes
+
+  # With the block, HTTPS; an empty one is enough where the system trusts Consul's CA.
+  # tls {
+  #   ca_file     = "/etc/meshd/consul-ca.pem"
+  #   cert_file   = "/etc/meshd/consul.pem" # only where the agent asks for one
+  #   key_file    = "/etc/meshd/consul.key"
+  #   server_name = "server.dc1.consul" # default: the host of address
+  # }
+
+  # How long to believe what Consul said last, while it does not answer.
+  stale {
+    warn_after   = "5m"
+    drop_after   = "24h"
+    shrink_after = "5m" # when the nodes of most endpoints vanish at once
+  }
 }
 
 identity {

@@ -111,12 +111,17 @@ func inherit[T any](own, defaults *body, name string, path ...string) T {
 func (b *builder) config() *Config {
 	c := &Config{Spec: &mesh.Spec{}}
 	b.settings(c)
+	b.consul(c)
+	b.keys(c)
 	b.offered(c.Spec)
 	b.called(c.Spec)
 	b.static(c.Spec)
+	withoutRequests(c.Spec)
 
-	consul := len(b.root.inner["consul"]) > 0
-	c.Consul.Enabled = consul || c.Identity.Provider == "consul" || !allStatic(c.Spec)
+	written := len(b.root.inner["consul"]) > 0
+	c.Consul.Enabled = written || c.Identity.Provider == "consul" || !allStatic(c.Spec)
+	c.Spec.Datacenter = c.Consul.Datacenter
+	c.Spec.Intentions = c.Consul.Enabled && c.Identity.Provider == "consul"
 
 	b.check(c)
 	return c
@@ -152,9 +157,6 @@ func (b *builder) settings(c *Config) {
 	if a := get[netip.AddrPort](admin, "http"); a.IsValid() {
 		c.Admin.HTTP = a.String()
 	}
-
-	consul := b.root.only("consul")
-	c.Consul = Consul{Address: get[string](consul, "address"), Datacenter: get[string](consul, "datacenter")}
 
 	identity := b.root.only("identity")
 	c.Identity = Identity{Provider: get[string](identity, "provider"), Service: get[string](identity, "service")}

@@ -23,6 +23,8 @@ func (b *builder) offered(spec *mesh.Spec) {
 			ConnectTimeout: get[time.Duration](s, "connect_timeout"),
 			RequestTimeout: get[time.Duration](s, "request_timeout"),
 			IdleTimeout:    idle(protocol, s),
+			TokenFile:      get[string](s, "token_file"),
+			Check:          b.healthCheck(s),
 			Pos:            pos(s.at),
 		}
 		b.httpOnly(s, protocol)
@@ -47,11 +49,13 @@ func (b *builder) called(spec *mesh.Spec) {
 		out := mesh.Upstream{
 			Name:             u.label,
 			Destination:      cmp.Or(get[string](u, "destination_name"), u.label),
+			Query:            get[string](u, "destination_type") == "prepared_query",
 			Datacenter:       get[string](u, "datacenter"),
 			From:             get[string](u, "from"),
 			Protocol:         protocol,
 			LocalBindAddress: get[netip.Addr](u, "local_bind_address"),
 			LocalBindPort:    uint16(get[int](u, "local_bind_port")),
+			SocketPath:       get[string](u, "local_bind_socket_path"),
 			ConnectTimeout:   inherit[time.Duration](u, defaults, "connect_timeout"),
 			RequestTimeout:   inherit[time.Duration](u, defaults, "request_timeout"),
 			IdleTimeout:      idle(protocol, u, defaults),
@@ -61,17 +65,68 @@ func (b *builder) called(spec *mesh.Spec) {
 			},
 			ChoiceCount: inherit[int](u, defaults, "choice_count", "load_balancer", "least_request"),
 			Limits:      limits(u, defaults),
+			Origins:     origins(u, defaults),
 			Pos:         pos(u.at),
 		}
 		b.httpOnly(u, protocol)
-		if protocol == mesh.TCP {
-			out.RequestTimeout = 0 // there are no requests
+		if v := u.values["destination_name"]; !out.Query && !v.wrong && !u.values["destination_type"].wrong {
+			if wrong := checkName(out.Destination); wrong != "" {
+				b.errorf(v.at, "Invalid name", "destination_name is %s; %s", quote(out.Destination), wrong)
+			}
 		}
 		if u.has("local_bind_address") && out.LocalBindPort == 0 && !u.values["local_bind_port"].wrong {
 			b.errorf(u.placeOf("local_bind_address"), "Argument without effect", "local_bind_address needs a local_bind_port beside it.")
 		}
+		if out.SocketPath != "" {
+			out.SocketMode = get[uint32](u, "local_bind_socket_mode")
+		} else if u.has("local_bind_socket_mode") && !u.values["local_bind_socket_path"].wrong {
+			b.errorf(u.placeOf("local_bind_socket_mode"), "Argument without effect", "local_bind_socket_mode needs a local_bind_socket_path beside it.")
+		}
 		b.upstreams = append(b.upstreams, upstreamBody{out, u})
 		spec.Upstreams = append(spec.Upstreams, out)
+	}
+}
+
+// The words of mesh.Provenance for what was written in a file.
+const (
+	fromUpstream = "upstream"
+	fromDefaults = "defaults"
+)
+
+// origins says where each attribute of an upstream was written: in its own
+// block or in defaults. What is in neither is not in the map.
+func origins(own, defaults *body) map[string]mesh.Provenance {
+	m := make(map[string]mesh.Provenance)
+	note(m, defaults, "", fromDefaults)
+	note(m, own, "", fromUpstream)
+	return m
+}
+
+func note(m map[string]mesh.Provenance, b *body, path, kind string) {
+	for name, v := range b.values {
+		if !v.wrong {
+			m[join(path, name)] = mesh.Provenance{Kind: kind, Pos: pos(v.at)}
+		}
+	}
+	for name, inner := range b.inner {
+		for _, in := range inner {
+			note(m, in, join(path, name), kind)
+		}
+	}
+}
+
+// withoutRequests turns request_timeout off where there are no requests. Where
+// the protocol is not written, Consul may still say that there are.
+func withoutRequests(spec *mesh.Spec) {
+	static := mesh.StaticCatalog(spec.Static).Services
+	for i := range spec.Upstreams {
+		u := &spec.Upstreams[i]
+		_, written := u.Origins["protocol"]
+		_, byHand := static[u.Key()]
+		if u.Protocol == mesh.TCP && (written || byHand || u.Query) {
+			u.RequestTimeout = 0
+			delete(u.Origins, "request_timeout")
+		}
 	}
 }
 

@@ -22,12 +22,14 @@ const (
 func (b *builder) check(c *Config) {
 	b.names()
 	b.sockets(c)
+	b.socketFiles(c)
 	b.room(c.Spec)
 	if !b.incomplete {
 		b.callers(c.Spec)
 	}
 	if b.errors == 0 {
-		b.advice()
+		b.advice(c)
+		b.adviceOnConsul(c)
 	}
 }
 
@@ -203,9 +205,9 @@ func (b *builder) serviceNamed(name string) *body {
 
 // advice warns of what works and is probably not meant. Beside errors it would
 // only be in the way.
-func (b *builder) advice() {
+func (b *builder) advice(c *Config) {
 	for _, s := range b.services {
-		if len(s.Allow) == 0 {
+		if len(s.Allow) == 0 && !c.Spec.Intentions {
 			b.warnf(s.body.at, "Nobody may call", "The service %q allows nobody, so every call is refused. Add allow \"NAME\" {} for each caller.", s.Name)
 		}
 	}
@@ -219,7 +221,9 @@ func (b *builder) advice() {
 		}
 	}
 	for _, u := range b.upstreams {
-		if u.Datacenter != "" && static[u.Destination] {
+		if u.Query && static[u.Destination] {
+			b.warnf(u.body.placeOf("destination_type"), "Static entry not used", "The static catalog has %q, but prepared queries are Consul's, so the endpoints of this upstream come from there.", u.Destination)
+		} else if u.Datacenter != "" && static[u.Destination] {
 			b.warnf(u.body.placeOf("datacenter"), "Static entry not used", "The static catalog has %q, but not for a datacenter, so the endpoints of this upstream come from Consul.", u.Destination)
 		}
 		for _, s := range b.services {

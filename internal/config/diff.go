@@ -140,6 +140,8 @@ func (f *flattener) settings(c *Config) {
 	f.set("loops", c.Agent.Loops)
 	f.set("drain_timeout", duration(c.Agent.DrainTimeout))
 	f.set("access_log", c.Agent.AccessLog)
+	f.set("persist_keys", c.Agent.PersistKeys)
+	f.set("key_file", c.Agent.KeyFile)
 	f.begin("admin", "admin")
 	f.set("socket", c.Admin.Socket)
 	f.set("group", c.Admin.Group)
@@ -148,6 +150,15 @@ func (f *flattener) settings(c *Config) {
 	f.at.values = append(f.at.values, setting{"used", show(c.Consul.Enabled), OnRestart})
 	f.set("address", c.Consul.Address)
 	f.set("datacenter", c.Consul.Datacenter)
+	f.set("token_file", c.Consul.TokenFile)
+	f.at.values = append(f.at.values, setting{"tls", show(c.Consul.TLS.Enabled), OnRestart})
+	f.set("tls.ca_file", c.Consul.TLS.CAFile)
+	f.set("tls.cert_file", c.Consul.TLS.CertFile)
+	f.set("tls.key_file", c.Consul.TLS.KeyFile)
+	f.set("tls.server_name", c.Consul.TLS.ServerName)
+	f.set("stale.warn_after", duration(c.Consul.Stale.WarnAfter))
+	f.set("stale.drop_after", duration(c.Consul.Stale.DropAfter))
+	f.set("stale.shrink_after", duration(c.Consul.Stale.ShrinkAfter))
 	f.begin("identity", "identity")
 	f.set("provider", c.Identity.Provider)
 	f.set("service", c.Identity.Service)
@@ -184,17 +195,33 @@ func (f *flattener) service(s *mesh.Service) {
 	f.set("connect_timeout", timeoutText(s.ConnectTimeout))
 	f.set("request_timeout", timeoutText(s.RequestTimeout))
 	f.set("idle_timeout", timeoutText(s.IdleTimeout))
+	f.set("token_file", s.TokenFile)
+	f.check(s.Check)
 	f.limits(s.Limits)
+}
+
+func (f *flattener) check(c *mesh.Check) {
+	if c == nil {
+		c = &mesh.Check{}
+	}
+	f.set("check.http", c.HTTP)
+	f.set("check.tcp", c.TCP)
+	f.set("check.grpc", c.GRPC)
+	f.set("check.interval", duration(c.Interval))
+	f.set("check.timeout", duration(c.Timeout))
 }
 
 func (f *flattener) upstream(u *mesh.Upstream) {
 	f.begin("upstream", "upstream "+u.Name)
 	f.set("destination_name", u.Destination)
+	f.set("destination_type", destinationType(u))
 	f.set("datacenter", u.Datacenter)
 	f.set("from", u.From)
 	f.set("protocol", u.Protocol)
 	f.set("local_bind_port", u.LocalBindPort)
 	f.set("local_bind_address", u.LocalBindAddress)
+	f.set("local_bind_socket_path", u.SocketPath)
+	f.set("local_bind_socket_mode", modeText(u.SocketMode))
 	f.set("connect_timeout", timeoutText(u.ConnectTimeout))
 	f.set("request_timeout", timeoutText(u.RequestTimeout))
 	f.set("idle_timeout", timeoutText(u.IdleTimeout))
@@ -202,6 +229,21 @@ func (f *flattener) upstream(u *mesh.Upstream) {
 	f.set("circuit_breaker.open_for", duration(u.Breaker.OpenFor))
 	f.set("load_balancer.least_request.choice_count", u.ChoiceCount)
 	f.limits(u.Limits)
+}
+
+// modeText writes permissions as chmod takes them; 0 is without a socket.
+func modeText(mode uint32) string {
+	if mode == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%04o", mode)
+}
+
+func destinationType(u *mesh.Upstream) string {
+	if u.Query {
+		return "prepared_query"
+	}
+	return "service"
 }
 
 func (f *flattener) limits(l mesh.Limits) {

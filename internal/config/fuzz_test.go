@@ -27,7 +27,7 @@ func FuzzParse(f *testing.F) {
 			f.Fatal(err)
 		}
 		for _, file := range story.Files {
-			if strings.HasSuffix(file.Name, ".hcl") {
+			if strings.HasSuffix(file.Name, ".hcl") || strings.HasSuffix(file.Name, ".json") {
 				f.Add(file.Data)
 			}
 		}
@@ -37,6 +37,7 @@ func FuzzParse(f *testing.F) {
 		for _, files := range []map[string][]byte{
 			{"meshd.hcl": src},
 			{"meshd.hcl": src[:half], "conf.d/a.hcl": src[half:]},
+			{"meshd.json": src},
 		} {
 			c, err := parse(files, testHost(nil))
 			if err != nil {
@@ -62,7 +63,7 @@ func refused(t *testing.T, err error) {
 		}
 		// "conf.d/a.hcl" comes after "meshd.hcl", as bytes it would not.
 		before := d.List[i-1]
-		if before.File == e.File && before.Line > e.Line || before.File > e.File && before.File != "meshd.hcl" {
+		if before.File == e.File && before.Line > e.Line || before.File > e.File && before.File != "meshd.hcl" && before.File != "meshd.json" {
 			t.Errorf("%s stands behind %s", e, before)
 		}
 	}

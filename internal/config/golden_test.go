@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,7 +32,8 @@ func testHost(env map[string]string) host {
 // Each file of testdata/golden is a story: prose, the configuration files, and
 // in "want" either the diagnostics as a person sees them or the resulting
 // Config. "show" lists which parts of the Config matter to the story (all
-// without it), "env" the environment.
+// without it), "env" the environment, "credentials" the names of systemd
+// credentials.
 func TestGolden(t *testing.T) {
 	stories, err := filepath.Glob("testdata/golden/*.txtar")
 	if err != nil || len(stories) == 0 {
@@ -46,7 +49,7 @@ func TestGolden(t *testing.T) {
 				t.Error("the story is not told: no prose before the first file")
 			}
 			files, env := make(map[string][]byte), make(map[string]string)
-			var show []string
+			var show, credentials []string
 			var want string
 			for _, f := range story.Files {
 				switch f.Name {
@@ -54,6 +57,8 @@ func TestGolden(t *testing.T) {
 					want = string(f.Data)
 				case "show":
 					show = strings.Fields(string(f.Data))
+				case "credentials":
+					credentials = strings.Fields(string(f.Data))
 				case "env":
 					for line := range strings.Lines(string(f.Data)) {
 						name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
@@ -64,7 +69,14 @@ func TestGolden(t *testing.T) {
 				}
 			}
 			var got strings.Builder
-			c, err := parse(files, testHost(env))
+			h := testHost(env)
+			h.credential = func(name string) string {
+				if slices.Contains(credentials, name) {
+					return "/run/credentials/meshd.service/" + name
+				}
+				return ""
+			}
+			c, err := parse(files, h)
 			if err != nil {
 				if err := err.(*Diagnostics).Write(&got, 100, false); err != nil {
 					t.Fatal(err)
@@ -122,6 +134,11 @@ func dump(c *Config) []string {
 			walk(path, v.Elem())
 		case v.Type() == reflect.TypeFor[mesh.Pos]():
 			lines = append(lines, path+" = "+v.Interface().(mesh.Pos).String())
+		case v.Type() == reflect.TypeFor[map[string]mesh.Provenance]():
+			m := v.Interface().(map[string]mesh.Provenance)
+			for _, k := range slices.Sorted(maps.Keys(m)) {
+				lines = append(lines, fmt.Sprintf("%s[%s] = %s, %s", path, k, m[k].Kind, m[k].Pos))
+			}
 		case v.Kind() == reflect.Slice:
 			for i := range v.Len() {
 				walk(fmt.Sprintf("%s[%d]", path, i), v.Index(i))

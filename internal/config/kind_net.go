@@ -150,7 +150,7 @@ func hostPort() kind {
 		const rule = "HOST:PORT is needed, such as \"127.0.0.1:8500\"."
 		switch {
 		case strings.HasPrefix(s, "https://"):
-			return "https is not supported yet. " + rule
+			return rule + " HTTPS is spoken when there is a block tls {} beside it."
 		case strings.HasPrefix(s, "unix://"):
 			return "a Unix socket is not supported yet. " + rule
 		case strings.HasPrefix(s, "http://"):
@@ -165,6 +165,21 @@ func hostPort() kind {
 		}
 		if n, err := strconv.ParseUint(s[i+1:], 10, 16); err != nil || n == 0 {
 			return rule + " The port is a number from 1 to 65535."
+		}
+		return ""
+	})
+}
+
+// hostName is what a certificate can be for.
+func hostName() kind {
+	return text("name", "a host name or an IP address", func(s string) string {
+		if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+			return ""
+		}
+		for label := range strings.SplitSeq(strings.ToLower(s), ".") {
+			if !isLabel(label) || len(s) > 253 {
+				return "a host name such as \"server.dc1.consul\", or an IP address, is needed."
+			}
 		}
 		return ""
 	})

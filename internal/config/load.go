@@ -16,8 +16,10 @@ import (
 )
 
 const (
-	// MainFile is the name of the first file of a configuration folder.
-	MainFile = "meshd.hcl"
+	// MainFile is the name of the first file of a configuration folder, or
+	// mainFileJSON is.
+	MainFile     = "meshd.hcl"
+	mainFileJSON = "meshd.json"
 	// confDir stands beside the main file.
 	confDir = "conf.d"
 
@@ -43,6 +45,8 @@ type host struct {
 	env   func(name string) (string, bool)
 	// read is behind the function file(); nil refuses it.
 	read func(path string) ([]byte, error)
+	// credential returns the path of a systemd credential, or ""; nil has none.
+	credential func(name string) string
 }
 
 func thisHost() host {
@@ -50,13 +54,15 @@ func thisHost() host {
 }
 
 // Load reads the file at path (or meshd.hcl in the folder at path), then the
-// files conf.d/*.hcl beside it in the order of their names, without hidden
-// ones. The error is a *[Diagnostics].
+// files conf.d/*.hcl and conf.d/*.json beside it in the order of their names,
+// without hidden ones. Where there is no meshd.hcl, meshd.json is read instead.
+// The error is a *[Diagnostics].
 func Load(path string) (*Config, error) {
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		path = filepath.Join(path, MainFile)
 	}
 	r := &reporter{}
+	path = r.mainFile(path)
 	h := thisHost()
 	h.read = func(p string) ([]byte, error) {
 		if !filepath.IsAbs(p) {
@@ -64,6 +70,7 @@ func Load(path string) (*Config, error) {
 		}
 		return readFile(p, maxValueBytes)
 	}
+	h.credential = credential
 	names := []string{path}
 	extra, err := list(filepath.Join(filepath.Dir(path), confDir))
 	if err != nil {
@@ -83,6 +90,43 @@ func Load(path string) (*Config, error) {
 		}
 	}
 	return build(r, h)
+}
+
+// mainFile chooses between meshd.hcl and meshd.json. Both in one folder are an
+// error: one of them would be ignored.
+func (r *reporter) mainFile(path string) string {
+	dir, base := filepath.Split(path)
+	other := dir + mainFileJSON
+	if base == mainFileJSON {
+		other = dir + MainFile
+	} else if base != MainFile {
+		return path
+	}
+	if _, err := os.Stat(other); err != nil {
+		return path
+	}
+	if _, err := os.Stat(path); err == nil {
+		r.errorf(hcl.Range{Filename: path}, "Two main files", "Beside it is %s, and only one of them is read. Put everything into one, or move one to %s.", other, confDir)
+		return path
+	}
+	if base == mainFileJSON {
+		return path // asked for by name
+	}
+	return other
+}
+
+// credential looks a name up among the systemd credentials of this process
+// (systemd.exec(5)): a folder that only it can read.
+func credential(name string) string {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if !filepath.IsAbs(dir) {
+		return ""
+	}
+	path := filepath.Join(dir, name)
+	if st, err := os.Stat(path); err != nil || !st.Mode().IsRegular() {
+		return ""
+	}
+	return path
 }
 
 // Parse is [Load] for text that is already in memory: name to content. Files of
@@ -116,7 +160,7 @@ func build(r *reporter, h host) (*Config, error) {
 	d := &decoder{reporter: r, eval: evalContext(h), lang: language()}
 	root := newBody(d.lang, hcl.Range{})
 	for _, s := range r.sources {
-		r.parse(s)
+		r.parse(s, d.lang)
 	}
 	for _, s := range r.sources {
 		if s.body != nil {
@@ -135,13 +179,18 @@ func build(r *reporter, h host) (*Config, error) {
 	return c, nil
 }
 
-// parse fills in s.body, which stays nil for a file with syntax errors: what
-// such a file seems to say is not what it was meant to say.
-func (r *reporter) parse(s *source) {
+// parse fills in s.body, going by lang for a file in JSON. It stays nil for
+// a file with syntax errors: what such a file seems to say is not what it was
+// meant to say.
+func (r *reporter) parse(s *source, lang *block) {
 	start := hcl.Pos{Line: 1, Column: 1}
 	if len(s.bytes) > maxFileBytes {
 		r.errorf(hcl.Range{Filename: s.name}, "File too large", "A file has at most %d bytes.", maxFileBytes)
 		r.incomplete = true
+		return
+	}
+	if strings.HasSuffix(s.name, jsonSuffix) {
+		r.parseJSON(s, lang)
 		return
 	}
 	tokens, diags := hclsyntax.LexConfig(s.bytes, s.name, start)
@@ -216,7 +265,7 @@ func tooDeep(tokens hclsyntax.Tokens) (hcl.Range, string) {
 }
 
 // list returns the files of conf.d in the order of their names. Editors' and
-// package managers' leftovers do not end in .hcl; hidden files are not meant.
+// package managers' leftovers do not end in .hcl or .json; hidden files are not meant.
 func list(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -227,7 +276,7 @@ func list(dir string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if n := e.Name(); strings.HasSuffix(n, ".hcl") && !strings.HasPrefix(n, ".") {
+		if n := e.Name(); (strings.HasSuffix(n, ".hcl") || strings.HasSuffix(n, jsonSuffix)) && !strings.HasPrefix(n, ".") {
 			names = append(names, filepath.Join(dir, n))
 		}
 	}

@@ -19,7 +19,18 @@ const (
 	defaultMaxLoops = 4
 	// devDirName is the folder of the throwaway CA inside data_dir.
 	devDirName = "dev-ca"
+	// keyFileName is what seals private keys, inside data_dir.
+	keyFileName = "snapshot.key"
+
+	// tokenCredential and keyCredential are the names of systemd credentials
+	// (systemd.exec(5), LoadCredential=).
+	tokenCredential = "consul-token"
+	keyCredential   = "meshd-snapshot-key"
 )
+
+// maxStale is 30 days: whoever wants facts older than that has stopped
+// watching the host.
+const maxStale = 30 * 24 * time.Hour
 
 func agentBlock() *block {
 	return &block{
@@ -40,8 +51,11 @@ func agentBlock() *block {
 				meaning: "how long running exchanges may take to finish at shutdown before they are cut"},
 			{name: "access_log", kind: boolean(), def: "false", reload: OnReload,
 				meaning: "log one line per exchange"},
+			{name: "persist_keys", kind: boolean(), def: "true", reload: OnRestart,
+				meaning: "keep the keys of certificates in data_dir, sealed, so that a start without Consul can serve"},
+			{name: "key_file", kind: absolutePath(0), def: "(" + keyFileName + " in data_dir, made when missing)", reload: OnRestart,
+				meaning: "32 bytes that seal those keys; the systemd credential " + keyCredential + " wins over it"},
 		},
-		later: []string{"persist_keys"},
 	}
 }
 
@@ -76,8 +90,37 @@ func consulBlock() *block {
 				meaning: "HTTP API of the Consul agent"},
 			{name: "datacenter", kind: datacenterName(), def: "(that of the Consul agent)", reload: OnRestart,
 				meaning: "datacenter that is asked when an upstream names none"},
+			{name: "token_file", kind: absolutePath(0), def: "(the systemd credential " + tokenCredential + ", or none)", reload: OnRestart,
+				meaning: "file with the ACL token of this host, read again when it changes"},
 		},
-		later: []string{"token", "token_file", "tls", "stale"},
+		blocks: []*block{
+			{
+				name:    "tls",
+				meaning: "HTTPS with the Consul agent; an empty block is enough where the system trusts its CA",
+				attrs: []attr{
+					{name: "ca_file", kind: absolutePath(0), def: "(what the system trusts)", reload: OnRestart,
+						meaning: "CA certificates that the agent's certificate is checked with, PEM, read again when it changes"},
+					{name: "cert_file", kind: absolutePath(0), def: "(none)", reload: OnRestart,
+						meaning: "certificate to show to the agent, PEM, read again when it changes; together with key_file"},
+					{name: "key_file", kind: absolutePath(0), def: "(none)", reload: OnRestart,
+						meaning: "private key of cert_file, PEM"},
+					{name: "server_name", kind: hostName(), def: "(the host of consul.address)", reload: OnRestart,
+						meaning: "name or IP address that the agent's certificate must be for"},
+				},
+			},
+			{
+				name:    "stale",
+				meaning: "how long to believe what Consul said last",
+				attrs: []attr{
+					{name: "warn_after", kind: span(time.Second, maxStale, 1), def: `"5m"`, reload: OnReload,
+						meaning: "age at which the status warns; not above drop_after"},
+					{name: "drop_after", kind: span(time.Second, maxStale, 1), def: `"24h"`, reload: OnReload,
+						meaning: "age at which a fact is no longer used: such upstreams are refused"},
+					{name: "shrink_after", kind: span(0, maxStale, 1), def: `"5m"`, reload: OnRestart,
+						meaning: "how long endpoints are held whose nodes turned critical together, over half of at least five; 0s does not hold them"},
+				},
+			},
+		},
 	}
 }
 

@@ -21,6 +21,9 @@ var (
 	protocolsLater = []string{"http2", "grpc"}
 )
 
+// runDir is where the service unit lets meshd make sockets.
+const runDir = "/run/meshd"
+
 // inherited is the default of what an upstream takes from the block "defaults".
 const inherited = "(from defaults)"
 
@@ -147,18 +150,47 @@ func serviceBlock() *block {
 				meaning: "time for a whole request at this side, besides the caller's own deadline; http only"},
 			{name: "idle_timeout", kind: timeout(), def: idleDefault, reload: OnReload,
 				meaning: "time without a byte in either direction before a connection is closed"},
+			{name: "token_file", kind: absolutePath(0), def: "(consul.token_file)", reload: OnReload,
+				meaning: "file with the ACL token that registers this service, read again when it changes"},
 		},
 		blocks: []*block{
+			checkBlock(),
 			{
 				name:    "allow",
 				label:   &label{is: "CALLER", kind: serviceName()},
 				many:    true,
-				meaning: "a service that may call; without any, nobody may",
+				meaning: "a service that may call, if Consul's intentions allow it too; without any block they decide alone, and where there are none nobody may",
 				later:   []string{"methods", "paths"},
 			},
 			limitsBlock("what the service may hold at a time; more is refused", "10000", "1024", "10000"),
 		},
-		later: []string{"check", "socket_path", "weights"},
+		later: []string{"socket_path", "weights"},
+	}
+}
+
+// The bounds of a check: Consul itself refuses an interval below a second.
+const (
+	minCheckInterval = time.Second
+	minCheckTimeout  = 10 * time.Millisecond
+	maxCheckSpan     = time.Hour
+)
+
+func checkBlock() *block {
+	return &block{
+		name:    "check",
+		meaning: "a health check that Consul makes on the application; exactly one of http, tcp and grpc",
+		attrs: []attr{
+			{name: "http", kind: checkPath(), def: "(none)", reload: OnReload,
+				meaning: "path that is asked for with GET and must be answered with 2xx"},
+			{name: "tcp", kind: boolean(), def: "false", reload: OnReload,
+				meaning: "a connection to the port is enough"},
+			{name: "grpc", kind: grpcService(), def: "(none)", reload: OnReload,
+				meaning: "service that is asked for in the gRPC health protocol; \"-\" is the whole server"},
+			{name: "interval", kind: span(minCheckInterval, maxCheckSpan, 1), def: `"10s"`, reload: OnReload,
+				meaning: "time between two checks"},
+			{name: "timeout", kind: span(minCheckTimeout, maxCheckSpan, 1), def: `"2s"`, reload: OnReload,
+				meaning: "time for an answer"},
+		},
 	}
 }
 
@@ -175,8 +207,10 @@ func upstreamBlock() *block {
 		many:    true,
 		meaning: "a remote service as applications of this host call it",
 		attrs: append([]attr{
-			{name: "destination_name", kind: serviceName(), def: "(the name)", reload: OnReload,
-				meaning: "name of the service in the catalog"},
+			{name: "destination_name", kind: destinationName(), def: "(the name)", reload: OnReload,
+				meaning: "name of the service in the catalog, or name or id of the prepared query"},
+			{name: "destination_type", kind: word([]string{"service", "prepared_query"}, nil), def: `"service"`, reload: OnReload,
+				meaning: "what destination_name names; a prepared query of Consul is executed every 10 to 30 s"},
 			{name: "datacenter", kind: datacenterName(), def: "(the local one)", reload: OnReload,
 				meaning: "datacenter of the service"},
 			{name: "from", kind: serviceName(), def: "(identity.service, or the only service)", reload: OnReload,
@@ -187,11 +221,14 @@ func upstreamBlock() *block {
 				meaning: "also listen on this port of local_bind_address, and use it on the upstream's own address"},
 			{name: "local_bind_address", kind: local, def: `"127.0.0.1"`, reload: OnReload,
 				meaning: "address of local_bind_port"},
+			{name: "local_bind_socket_path", kind: absolutePath(maxSocketPath), def: "(none)", reload: OnReload,
+				meaning: "also listen on this Unix socket, under " + runDir + " or the folder of admin.socket"},
+			{name: "local_bind_socket_mode", kind: socketMode(), def: `"0660"`, reload: OnReload,
+				meaning: "permissions of that socket: who may write may connect"},
 		}, policyAttrs(true)...),
 		blocks: policyBlocks(true),
 		later: []string{
-			"retries", "subset", "route", "split", "failover", "local_bind_socket_path", "local_bind_socket_mode",
-			"destination_type", "destination_peer", "mesh_gateway", "allow_users", "allow_units",
+			"retries", "subset", "route", "split", "failover", "destination_peer", "mesh_gateway", "allow_users", "allow_units",
 		},
 	}
 }
