@@ -440,11 +440,12 @@ func (x *exchange) send(l *link) {
 
 // wait queues the exchange for a link to ep, opening one if none is on its way.
 func (x *exchange) wait(ep *epPlan) {
-	if !take(&x.use.pending, x.plan.Limits.MaxPendingRequests) {
+	set := x.w.linkSet(ep.target)
+	if set.full() || !take(&x.use.pending, x.plan.Limits.MaxPendingRequests) {
 		x.finish(Overflow)
 		return
 	}
-	x.w.linkSet(ep.target).join(x)
+	set.join(x)
 }
 
 // linkFailed is called by a link set whose dial failed.

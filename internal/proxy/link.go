@@ -138,6 +138,9 @@ func (l *link) read() {
 	if l.readable {
 		w.loop.Again(l, loop.Readable)
 	}
+	if len(l.cipher) > l.off {
+		w.markLink(l) // TLS itself had something to answer
+	}
 }
 
 // frames decodes b and acts on it; what is no whole frame yet is kept. It

@@ -34,6 +34,17 @@ func (s *linkSet) best() *link {
 	return best
 }
 
+// full tells, of a set without a best link, that it may have no more of them.
+func (s *linkSet) full() bool {
+	n := 0
+	for _, l := range s.links {
+		if !l.goaway && l.carried < linkBytes {
+			n++
+		}
+	}
+	return n >= maxLinksPerTarget
+}
+
 // join queues x until a link is there.
 func (s *linkSet) join(x *exchange) {
 	x.waiting = s

@@ -24,6 +24,7 @@ type tcpSide struct {
 	finished bool // our writing half is to be closed after out
 	finSent  bool
 	readEnd  bool // the end of what it sends was passed on
+	broken   bool // a write found it reset
 	carry    int
 
 	timer    loop.Timer
@@ -160,7 +161,7 @@ func (c *tcpSide) run() {
 		if errno == syscall.EAGAIN {
 			return
 		}
-		if errno != 0 {
+		if errno != 0 || c.eof && c.broken {
 			c.failed(c.resetOutcome())
 			return
 		}
@@ -245,6 +246,10 @@ func (c *tcpSide) flush() {
 	}
 	n, errno := c.write()
 	if errno != 0 {
+		// What came before the reset is still to be read; behind it there is
+		// an end that is none.
+		c.broken, c.readable = true, true
+		c.run()
 		c.failed(c.resetOutcome())
 		return
 	}

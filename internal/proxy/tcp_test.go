@@ -107,6 +107,22 @@ func TestTCPEnds(t *testing.T) {
 				t.Fatalf("the client got %q, cut %v", got, cut)
 			}
 		}, "local_reset=1", "local_reset=1", false},
+		{"the application answers and closes while the client writes", func(t *testing.T, c, a *net.TCPConn) {
+			writing := make(chan struct{})
+			go func() {
+				defer close(writing)
+				for _, err := c.Write(make([]byte, 1000)); err == nil; _, err = c.Write(make([]byte, 1000)) {
+				}
+			}()
+			a.Read(make([]byte, 100))
+			send(t, a, "too much")
+			a.Close()
+			// The write may have been told of the reset, and nobody is told twice.
+			if got, _ := ending(t, client, c); string(got) != "too much" {
+				t.Fatalf("the client got %q", got)
+			}
+			<-writing
+		}, "local_reset=1", "local_reset=1", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			onLoops(t, func(t *testing.T, loops int) {
