@@ -161,6 +161,7 @@ func ending(t testing.TB, who string, c net.Conn) (rest []byte, cut bool) {
 //
 //	client connects   opens another connection; the first comes by itself
 //	client|app sends, gets, ends (half-closes), closes, resets
+//	client|app sends and ends      the last octet together with the end
 //	client|app sees end, sees cut, hears nothing
 //	app accepts       takes another connection; the first comes by itself
 //	app untouched     no connection came at all
@@ -210,6 +211,17 @@ func tell(t *testing.T, p *pair, app *rawApp, script string) {
 			conn(who)
 		case what == "sends":
 			send(t, conn(who), text)
+		case what == "sends and ends": // in one event for whoever reads
+			send(t, conn(who), text[:len(text)-1])
+			time.Sleep(20 * time.Millisecond)
+			h := p.b
+			if who == "client" {
+				h = p.a
+			}
+			h.each(func(*worker) {
+				send(t, conn(who), text[len(text)-1:])
+				conn(who).CloseWrite()
+			})
 		case what == "gets":
 			gets(t, who, conn(who), text)
 		case strings.HasPrefix(what, "gets error "):

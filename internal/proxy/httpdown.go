@@ -572,6 +572,7 @@ func (c *downHTTP) fail(o Outcome) {
 		return
 	}
 	if c.x.respHead {
+		c.write() // what there is of it; whether it arrives changes nothing
 		c.shut(true)
 		return
 	}

@@ -381,7 +381,7 @@ func (c *upHTTP) park() {
 		return
 	}
 	c.x = nil
-	if c.closing || c.deaf || c.eof || c.pending() > 0 || c.w.draining || c.retired(c.w.pic) || c.pool.size >= poolSize {
+	if c.closing || c.deaf || c.peerClosed || c.pending() > 0 || c.w.draining || c.retired(c.w.pic) || c.pool.size >= poolSize || c.more() {
 		c.shut(false)
 		return
 	}
@@ -389,6 +389,17 @@ func (c *upHTTP) park() {
 	c.next, c.pool.first = c.pool.first, c
 	c.pool.size++
 	c.arm()
+}
+
+// more tells whether something came behind the answer: its edge may have been
+// taken down already, so nobody would be told again, and the next request's
+// answer would begin with it.
+func (c *upHTTP) more() bool {
+	if !c.readable {
+		return false
+	}
+	_, errno := c.read(1)
+	return errno != syscall.EAGAIN
 }
 
 // ended is the end of what the application sends.
