@@ -761,3 +761,47 @@ func TestStopWhileDialling(t *testing.T) {
 		t.Error("the client saw a regular end")
 	}
 }
+
+// TestOpenBesideInbound: a loop that just served a peer's open sends one of its
+// own, which must not carry anything of the other.
+func TestOpenBesideInbound(t *testing.T) {
+	app := newRawApp(t)
+	peer := newRawPeer(t)
+	p := newPair(t, 1, mesh.TCP, mustAddr(app.Addr()), func(_, b *mesh.Spec) {
+		b.Services[0].Allow = append(b.Services[0].Allow, mesh.Allow{Caller: "world"})
+		b.Upstreams = []mesh.Upstream{{Name: "back", Destination: "back", ConnectTimeout: time.Second, ChoiceCount: 2}}
+		b.Static = []mesh.StaticService{{Name: "back", Endpoints: []mesh.StaticEndpoint{{ID: "back-1", Address: mustAddr(peer.Addr()), Weight: 1}}}}
+	})
+	peer.store = p.a.store
+	back := p.b.picture.Load().snap.Lookup("back").Binds[0].String()
+	p.a.spec.Services = []mesh.Service{{Name: "back", ID: "back", Address: netip.MustParseAddr("127.0.0.1"), Port: 1}}
+	p.a.publish(p.ca) // so that there is a leaf
+
+	l := dialLink(t, p)
+	o := *tcpOpen
+	o.Endpoint = make([]byte, 100)
+	for i := range o.Endpoint {
+		o.Endpoint[i] = 'e'
+	}
+	l.write(open(1<<16, &o, false))
+	a := app.accept(t)
+	nothing := string(make([]byte, 200))
+	l.write(wire.AppendData(nil, 1<<16, []byte(nothing), false))
+	gets(t, "app", a, nothing)
+
+	c := dial(t, back)
+	link := peer.accept()
+	for {
+		f := link.next()
+		if f.Type != wire.TypeOpen {
+			continue
+		}
+		var got wire.Open
+		if err := wire.ParseOpen(f.Payload, &got); err != nil || string(got.Endpoint) != "back-1" || got.Remaining != 0 || got.Attempt != 0 {
+			t.Errorf("%+v %v", got, err)
+		}
+		link.write(wire.AppendData(nil, f.Stream, []byte("hello"), false))
+		break
+	}
+	gets(t, "client", c, "hello")
+}
