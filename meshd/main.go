@@ -71,6 +71,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 
+	// A SIGHUP before the agent is there must not end the process, which is
+	// what it does to one that did not ask for it: it is kept until then.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+
 	cfg, err := config.Load(*path)
 	if err != nil {
 		return failed(err, stderr)
@@ -88,21 +94,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return failed(err, stderr)
 	}
-	if err := serve(a, o.Log); err != nil {
+	if err := serve(a, hangups, o.Log); err != nil {
 		return failed(err, stderr)
 	}
 	return exitOK
 }
 
-// serve runs the agent until a signal ends it.
-func serve(a *agent.Agent, log *slog.Logger) error {
+// serve runs the agent until a signal ends it, and reloads at each hangup.
+func serve(a *agent.Agent, hangups <-chan os.Signal, log *slog.Logger) error {
 	// A second SIGTERM or Ctrl-C kills: the first puts the signals back.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
 	reloaded := make(chan struct{}) // closed by the goroutine that reloads; serve waits for it
 	go func() {
 		defer close(reloaded)

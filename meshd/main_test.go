@@ -146,6 +146,55 @@ catalog "static" {
 	}
 }
 
+// early runs f before its first line is written.
+type early struct {
+	buffer
+	once sync.Once
+	f    func()
+}
+
+func (e *early) Write(p []byte) (int, error) {
+	e.once.Do(e.f)
+	return e.buffer.Write(p)
+}
+
+// A SIGHUP may come while the agent is being built: the first line of the log
+// is a warning about the configuration, which comes before any part is there.
+func TestSignalBeforeTheAgentIsThere(t *testing.T) {
+	meshtest.Leaks(t)
+	dir := t.TempDir()
+	path := configuration(t, dir, "")
+	stderr := &early{f: func() {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Error(err)
+		}
+	}}
+	code := make(chan int, 1)
+	go func() { code <- run([]string{"-config", path}, stderr, stderr) }() // ends with the signal below
+	client := admin.NewClient(filepath.Join(dir, "s"))
+	eventually(t, func() error {
+		s, err := client.Status(context.Background())
+		if err == nil && (s.LastReload == nil || !s.LastReload.Success) {
+			err = fmt.Errorf("last reload %+v", s.LastReload)
+		}
+		return err
+	})
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-code:
+		if got != exitOK {
+			t.Errorf("exit code %d after SIGTERM", got)
+		}
+	case <-time.After(patience):
+		t.Fatal("SIGTERM did not end it")
+	}
+	if log := stderr.String(); !strings.Contains(strings.SplitN(log, "\n", 2)[0], "configuration: ") {
+		t.Errorf("the first line is no warning about the configuration:\n%s", log)
+	}
+}
+
 func TestExitCodes(t *testing.T) {
 	dir := t.TempDir()
 	bad := configuration(t, dir, "upstreem \"x\" {}\n")
