@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -69,6 +68,7 @@ type Agent struct {
 	notify    *systemd.Notifier
 
 	catalog   catalog
+	stored    stored
 	publisher publisher
 	rates     rates
 	view      atomic.Pointer[view] // nil until the first picture
@@ -99,6 +99,7 @@ func New(o Options) (*Agent, error) {
 		// Everything works without it but for what must outlive a restart.
 		a.log.Warn("data_dir cannot be made: addresses given to upstreams may change at a restart", "error", err)
 	}
+	a.stored.init(a)
 	a.publisher.init(a, filepath.Join(cfg.Agent.DataDir, assignmentsFile))
 	if _, err := a.publisher.compile(cfg); err != nil {
 		return nil, diagnosed(err)
@@ -146,11 +147,11 @@ func (a *Agent) newConsul() (*consul.Client, error) {
 	c := a.boot.Consul
 	o := consul.Options{
 		Address: c.Address, Datacenter: c.Datacenter, Node: a.boot.Agent.NodeName, Log: part(a.log, "consul"),
-		OnService: a.catalog.put,
+		OnService: a.catalog.put, OnChain: a.catalog.putChain, OnIntentions: a.catalog.putIntentions,
 	}
 	if a.boot.Identity.Provider == "consul" {
 		o.OnLeaf = func(service string, leaf tls.Certificate) error { return a.identity.SetLeaf(service, leaf) }
-		o.OnRoots = func(domain string, roots []*x509.Certificate) { a.identity.SetRoots(domain, roots) }
+		o.OnRoots = a.stored.setRoots
 	}
 	return consul.New(o)
 }
@@ -274,6 +275,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	running.Go(func() { a.rates.run(rest, a) })
 	running.Go(func() { a.runWatchdog(rest) })
 	running.Go(func() { a.publisher.run(ctx) })
+	running.Go(func() { a.stored.run(ctx) })
 	running.Go(func() {
 		<-ctx.Done()
 		a.beginDrain()

@@ -2,9 +2,11 @@ package agent
 
 import (
 	"maps"
+	"slices"
 	"sync"
 
 	"meshd/internal/mesh"
+	"meshd/internal/snapshot"
 )
 
 // catalog collects what Consul's watches say, one service at a time, until the
@@ -12,17 +14,43 @@ import (
 type catalog struct {
 	changed chan struct{} // capacity 1: something differs since take
 
-	mu       sync.Mutex // guards services
-	services map[mesh.ServiceKey]mesh.CatalogService
+	mu         sync.Mutex // guards the maps
+	services   map[mesh.ServiceKey]mesh.CatalogService
+	chains     map[mesh.ServiceKey]mesh.Chain
+	intentions map[string]mesh.Intentions // by local service
 }
 
-// put is called by a watch.
+// put is called by a watch, as are the two that follow.
 func (c *catalog) put(key mesh.ServiceKey, s mesh.CatalogService) {
+	c.learn(func() {
+		if c.services == nil {
+			c.services = make(map[mesh.ServiceKey]mesh.CatalogService)
+		}
+		c.services[key] = s
+	})
+}
+
+func (c *catalog) putChain(key mesh.ServiceKey, chain mesh.Chain) {
+	c.learn(func() {
+		if c.chains == nil {
+			c.chains = make(map[mesh.ServiceKey]mesh.Chain)
+		}
+		c.chains[key] = chain
+	})
+}
+
+func (c *catalog) putIntentions(service string, in mesh.Intentions) {
+	c.learn(func() {
+		if c.intentions == nil {
+			c.intentions = make(map[string]mesh.Intentions)
+		}
+		c.intentions[service] = in
+	})
+}
+
+func (c *catalog) learn(change func()) {
 	c.mu.Lock()
-	if c.services == nil {
-		c.services = make(map[mesh.ServiceKey]mesh.CatalogService)
-	}
-	c.services[key] = s
+	change()
 	c.mu.Unlock()
 	select {
 	case c.changed <- struct{}{}:
@@ -30,16 +58,16 @@ func (c *catalog) put(key mesh.ServiceKey, s mesh.CatalogService) {
 	}
 }
 
-// take returns what is known.
+// take returns what is known; the maps are the caller's.
 func (c *catalog) take() *mesh.Catalog {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return &mesh.Catalog{Services: maps.Clone(c.services)}
+	return &mesh.Catalog{Services: maps.Clone(c.services), Chains: maps.Clone(c.chains), Intentions: maps.Clone(c.intentions)}
 }
 
 // retain forgets what nobody wants any more. Wanted again it is unknown: an old
 // answer could be hours old.
-func (c *catalog) retain(wanted []mesh.ServiceKey) {
+func (c *catalog) retain(wanted []mesh.ServiceKey, offered []string) {
 	keep := make(map[mesh.ServiceKey]bool, len(wanted))
 	for _, k := range wanted {
 		keep[k] = true
@@ -47,14 +75,17 @@ func (c *catalog) retain(wanted []mesh.ServiceKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	maps.DeleteFunc(c.services, func(k mesh.ServiceKey, _ mesh.CatalogService) bool { return !keep[k] })
+	maps.DeleteFunc(c.chains, func(k mesh.ServiceKey, _ mesh.Chain) bool { return !keep[k] })
+	maps.DeleteFunc(c.intentions, func(service string, _ mesh.Intentions) bool { return !slices.Contains(offered, service) })
 }
 
-// complete reports whether every wanted service was stated.
+// complete reports whether the registry has stated every wanted service since
+// the start.
 func (c *catalog) complete(wanted []mesh.ServiceKey) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range wanted {
-		if _, ok := c.services[k]; !ok {
+		if s, ok := c.services[k]; !ok || s.Source == snapshot.Source {
 			return false
 		}
 	}

@@ -88,6 +88,7 @@ func (p *publisher) run(ctx context.Context) {
 			r.answer <- p.reload(ctx, r.cfg, r.err)
 		case <-retry.C:
 			p.rebind()
+			p.expire()
 		case <-p.pings:
 		}
 	}
@@ -151,7 +152,8 @@ func (p *publisher) compile(cfg *config.Config) (*mesh.Snapshot, error) {
 		generation = p.next.snap.Generation + 1
 	}
 	return mesh.Compile(mesh.CompileInput{
-		Generation: generation, Spec: &spec, Catalog: p.a.catalog.take(), Assigned: p.assigned, Wildcard: wild,
+		Generation: generation, Spec: &spec, Catalog: p.a.confirmedCatalog(), Assigned: p.assigned, Wildcard: wild,
+		Now: time.Now(), DropAfter: cfg.Consul.Stale.DropAfter,
 	})
 }
 
@@ -265,7 +267,7 @@ func (p *publisher) want(cfg *config.Config) {
 		}
 	}
 	keys := watched(cfg.Spec)
-	a.catalog.retain(keys)
+	a.catalog.retain(keys, cfg.Spec.ServiceNames())
 	if a.consul != nil {
 		w := consul.Wanted{Upstreams: keys}
 		if a.dev == nil {

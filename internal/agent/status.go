@@ -80,7 +80,7 @@ func (a *Agent) Status() admin.Status {
 	if v == nil {
 		return s
 	}
-	s.Problems = v.problems()
+	s.Problems = append(v.problems(), a.stored.problems()...)
 	s.Generation, s.Published, s.LastReload = v.snap.Generation, v.published, v.reload
 	s.Upstreams = a.upstreams(v, &c, now)
 	s.Services = a.services(v, &c)
