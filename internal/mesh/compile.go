@@ -214,8 +214,9 @@ func assignAddresses(s *Snapshot, had map[string]netip.Addr) error {
 // if given; else the natural port, unless a local service or a wildcard
 // listener of this host could collide with it, because then either our bind
 // or the application's would fail (see Assignments.Ceded for when that ends);
-// else one of our own range. An upstream whose natural port becomes known later
-// moves there, and keeps listening on the port it was known by.
+// else one of our own range. An upstream whose natural port becomes known later,
+// or changes with the endpoints that are left, moves there and keeps listening
+// on the port it was known by.
 func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 	taken := make(map[uint16]bool)
 	for _, o := range s.Outbound {
@@ -257,7 +258,7 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 			o.Port = natural
 		case had >= FirstAssignedPort && !local[had] && !in.Wildcard[had]:
 			o.Port = had
-		case kept != 0:
+		case kept >= FirstAssignedPort:
 			o.Port = kept
 		default:
 			p := FirstAssignedPort + nameHash(o.Name)%(lastAssignedPort-FirstAssignedPort+1)
@@ -273,7 +274,7 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 			taken[o.Port] = true
 		}
 		s.Assigned.Ports[o.Name] = o.Port
-		if had >= FirstAssignedPort && had <= lastAssignedPort && !local[had] && !in.Wildcard[had] {
+		if had != 0 && had != o.Port && !local[had] && !in.Wildcard[had] {
 			kept = had
 		}
 		if kept != 0 && kept != o.Port {

@@ -33,8 +33,8 @@ type Assignments struct {
 	// stay ceded after that process has ended: it may be about to start again,
 	// and would find its port taken.
 	Ceded map[string]uint16 `json:"ceded,omitempty"`
-	// Kept are ports of our own range that an upstream left for its natural
-	// one. It goes on listening there: applications may have been told.
+	// Kept are the ports that upstreams had before they moved to their natural
+	// ones. They go on listening there: applications may have been told.
 	Kept map[string]uint16 `json:"kept,omitempty"`
 }
 
