@@ -382,8 +382,8 @@ func (x *exchange) note(h *mesh.Head) {
 	}
 }
 
-// open sends the request out: on an open link at once, else saved until there
-// is one.
+// open sends the request out: on an open link at once, else as soon as there is
+// one. It is saved as long as it can be sent again.
 func (x *exchange) open(o *wire.Open, end bool) {
 	x.reqEnd = end
 	x.savedEnd = end
@@ -393,8 +393,15 @@ func (x *exchange) open(o *wire.Open, end bool) {
 	}
 	if l := x.w.linkSet(ep.target).best(); l != nil {
 		o.Endpoint, o.Remaining, o.Attempt = ep.id, x.remaining(), uint8(x.tries-1)
+		at := len(l.out)
 		if !l.start(x, o, end) {
 			x.finish(BadRequest)
+			return
+		}
+		// The peer may have dropped the service a moment ago, before we could
+		// hear of it; then another one is asked. A body cannot be sent twice.
+		if end || x.tcp {
+			x.saved = append(x.w.loop.Get(len(l.out)-at), l.out[at:]...)
 		}
 		return
 	}
