@@ -173,3 +173,35 @@ func TestHostLeavesUnderLoad(t *testing.T) {
 	l.await(300)
 	l.finish()
 }
+
+// The catalog goes on stating an endpoint whose host has dropped the service:
+// the host says so before anything is delivered, and the other one is asked.
+func TestServiceDroppedThatTheCatalogStillStates(t *testing.T) {
+	one, two := meshtest.HTTPEcho(t, "one"), meshtest.HTTPEcho(t, "two")
+	ca := devCA(t)
+	b, c, a := newHost(t, "host-b", ca), newHost(t, "host-c", ca), newHost(t, "host-a", ca)
+	b.start(offer("api", one.Port(), "http", "", "web"))
+	c.start(offer("api", two.Port(), "http", "", "web"))
+	a.start(offer("web", 9, "http", "", "api") + call("api", "http", "circuit_breaker { open_for = \"200ms\" }") +
+		fmt.Sprintf("catalog \"static\" {\n  service \"api\" {\n    endpoint \"one\" { address = \"127.0.0.1:%d\" }\n"+
+			"    endpoint \"two\" { address = \"127.0.0.1:%d\" }\n  }\n}\n", b.peer, c.peer))
+	a.awaitReady()
+	l := startLoad(t, a.url("api"), 200)
+	a.eventually("both answer", func() error {
+		if l.lastTo("one").IsZero() || l.lastTo("two").IsZero() {
+			return errors.New("one is silent")
+		}
+		return nil
+	})
+	c.write(offer("other", two.Port(), "http", "", "web"))
+	if code, _, stderr := c.ctl("reload"); code != 0 {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	l.await(200)
+	l.finish()
+	tries, requests := a.metric("meshd_attempts_total", `direction="outbound"`), a.metric("meshd_requests_total", `direction="outbound"`)
+	if tries <= requests {
+		t.Errorf("%g attempts for %g requests: nothing was tried again", tries, requests)
+	}
+	t.Logf("%g requests took %g attempts", requests, tries)
+}
