@@ -44,7 +44,7 @@ func Rights(s *Spec) []Right {
 	for i := range s.Services {
 		v := &s.Services[i]
 		what := "service " + strconv.Quote(v.Name)
-		rs.add(v.TokenFile, "service", v.Name, "write", "registration and certificate of "+what)
+		rs.add(v.TokenFile, "service", v.Name, "write", "registration of "+what)
 		rs.add(v.TokenFile, "service", v.Name+SidecarSuffix, "write", "registration of "+what)
 		if v.TokenFile != "" {
 			own[v.Name] = v.TokenFile
@@ -55,7 +55,7 @@ func Rights(s *Spec) []Right {
 	}
 	if s.Intentions { // certificates come from the registry as well
 		for _, name := range s.Identities() {
-			rs.add(own[name], "service", name, "write", "certificate of "+strconv.Quote(name))
+			rs.add(own[name], "service", name, "write", "certificate of "+strconv.Quote(name)+" and who may call it")
 		}
 	}
 	static := StaticCatalog(s.Static)
@@ -65,7 +65,7 @@ func Rights(s *Spec) []Right {
 			continue
 		}
 		what := "upstream " + strconv.Quote(u.Name)
-		rs.add("", "node_prefix", "", "read", "endpoints of "+what)
+		rs.add("", "node_prefix", "", "read", "endpoints of upstreams, which may be on any node")
 		if u.Query {
 			continue
 		}
