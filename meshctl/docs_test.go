@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 )
 
 // flagName finds the long names in cobra's own list of flags.
@@ -18,27 +20,32 @@ func TestManualHasEveryVerbAndFlag(t *testing.T) {
 	}
 	manual := string(b)
 	verbs := 0
-	for _, cmd := range newRoot().Commands() {
-		if cmd.Hidden {
-			continue
-		}
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
 		verbs++
-		if !strings.Contains(manual, "meshctl "+cmd.Name()) {
-			t.Errorf("docs/meshctl.md does not mention the verb %s", cmd.Name())
+		name := cmd.CommandPath()
+		if !strings.Contains(manual, name) {
+			t.Errorf("docs/meshctl.md does not mention %s", name)
 		}
 		if cmd.Long == "" || cmd.Short == "" {
-			t.Errorf("%s has no help", cmd.Name())
+			t.Errorf("%s has no help", name)
 		}
 		for _, f := range flagName.FindAllStringSubmatch(cmd.Flags().FlagUsages()+cmd.InheritedFlags().FlagUsages(), -1) {
 			if f[1] != "help" && !strings.Contains(manual, "--"+f[1]) {
-				t.Errorf("docs/meshctl.md does not mention --%s of %s", f[1], cmd.Name())
+				t.Errorf("docs/meshctl.md does not mention --%s of %s", f[1], name)
 			}
 		}
 		if cmd.RunE == nil && cmd.Run == nil {
-			t.Errorf("%s does nothing", cmd.Name())
+			t.Errorf("%s does nothing", name)
+		}
+		for _, sub := range cmd.Commands() {
+			if !sub.Hidden {
+				walk(sub)
+			}
 		}
 	}
-	if verbs < 5 {
+	walk(newRoot())
+	if verbs < 14 {
 		t.Errorf("looked at %d verbs only", verbs)
 	}
 	for _, code := range []string{"| 0 |", "| 1 |", "| 2 |", "| 3 |", "| 4 |"} {

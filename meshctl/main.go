@@ -92,7 +92,8 @@ Start here: meshctl demo runs a whole mesh on this machine, without root.`,
 	root.PersistentFlags().StringVar(&socket, "socket", defaultSocket(), "admin socket of the agent; also $MESHD_SOCKET")
 	client := func() *admin.Client { return admin.NewClient(socket) }
 	root.AddCommand(
-		newStatus(client), newReload(client), newValidate(), newVersion(client), newDemo(), newDemoSweep(),
+		newStatus(client), newReload(client), newCatalog(client), newConfig(client), newPolicy(client),
+		newValidate(), newFmt(), newConsul(), newVersion(client), newDemo(), newDemoSweep(),
 	)
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root

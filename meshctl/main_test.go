@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(e *testscript.Env) error {
+			e.Values[runningKey{}] = &running{end: func() {}}
 			e.Setenv("MESHD_SOCKET", filepath.Join(e.WorkDir, "meshd.sock"))
 			meshctl, err := exec.LookPath("meshctl") // for scripts that change PATH
 			if err != nil {
@@ -114,16 +115,25 @@ func runAgent(ts *testscript.TestScript, neg bool, args []string) {
 	d := json.NewDecoder(bytes.NewReader([]byte(ts.ReadFile(args[0]))))
 	d.DisallowUnknownFields()
 	ts.Check(d.Decode(a))
+	running := ts.Value(runningKey{}).(*running)
+	running.end()
 	socket := ts.Getenv("MESHD_SOCKET")
 	s, err := admin.New(admin.Options{Agent: a, Socket: socket})
 	ts.Check(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	ts.Defer(func() {
+	running.end = func() {
 		cancel()
 		if err := <-done; err != nil {
 			ts.Logf("agent: %v", err)
 		}
-	})
+		running.end = func() {}
+	}
+	ts.Defer(func() { running.end() })
 }
+
+// running is the fake agent of one script.
+type running struct{ end func() }
+
+type runningKey struct{}

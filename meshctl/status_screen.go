@@ -49,14 +49,15 @@ func writeStatus(w io.Writer, s style, st admin.Status, wide bool) {
 	if wide {
 		section(endpointTable(s, st.Upstreams))
 	}
-	section(serviceTable(st.Services, wide))
+	section(serviceTable(s, st.Services, wide))
 	section(certificateTable(s, st.Certificates, wide))
 	if wide {
 		section(listenerTable(s, st))
-		section(watchTable(now, st.Catalog.Watches))
+		section(watchTable(s, now, st.Catalog.Watches, false))
+		section(registrationTable(s, now, st.Catalog.Registrations, false))
 		section(loopTable(st.Loops))
 	}
-	fmt.Fprintf(w, "\n%s %s\n", s.head("CATALOG "), catalogLine(s, &st.Catalog))
+	fmt.Fprintf(w, "\n%s %s\n", s.head("CATALOG "), catalogLine(s, now, &st.Catalog))
 	fmt.Fprintf(w, "%s %s\n", s.head("IDENTITY"), identityLine(&st.Identity))
 	fmt.Fprintf(w, "%s %s\n", s.head("AGENT   "), agentLine(now, &st))
 }
@@ -65,9 +66,9 @@ func upstreamTable(s style, us []admin.Upstream, wide bool) *table {
 	t := &table{paint: func(row, column int, text string) string {
 		u := &us[row-1]
 		switch {
-		case column == 3 && u.Healthy == 0:
+		case column == 3 && (u.Healthy == 0 || u.Refused != ""):
 			return s.bad(text)
-		case column == 3 && u.Healthy < len(u.Endpoints), column == 4 && text != "closed" && text != "-":
+		case column == 3 && (u.Healthy < len(u.Endpoints) || !u.StaleSince.IsZero()), column == 4 && text != "closed" && text != "-":
 			return s.warn(text)
 		}
 		return text
@@ -81,7 +82,7 @@ func upstreamTable(s style, us []admin.Upstream, wide bool) *table {
 		u := &us[i]
 		cells := append([]string{
 			u.Name, fmt.Sprintf("%s:%d", u.Address, u.Port), u.Protocol,
-			fmt.Sprintf("%d/%d", u.Healthy, len(u.Endpoints)), breakers(u.Endpoints),
+			endpointCount(u), breakers(u.Endpoints),
 		}, rates(&u.Rates)...)
 		if wide {
 			dest := u.Destination
@@ -93,6 +94,19 @@ func upstreamTable(s style, us []admin.Upstream, wide bool) *table {
 		t.row(cells...)
 	}
 	return t
+}
+
+// endpointCount sums up: healthy/all, whether the answer is old, or that none of
+// them is used.
+func endpointCount(u *admin.Upstream) string {
+	switch n := fmt.Sprintf("%d/%d", u.Healthy, len(u.Endpoints)); {
+	case u.Refused != "":
+		return "refused"
+	case !u.StaleSince.IsZero():
+		return n + "(stale)"
+	default:
+		return n
+	}
 }
 
 // breakers sums up: closed, or how many are not.
@@ -161,8 +175,28 @@ func endpointTable(s style, us []admin.Upstream) *table {
 	return t
 }
 
-func serviceTable(svcs []admin.Service, wide bool) *table {
-	t := &table{}
+// allowed sums up who may call: the callers of allow blocks, intentions alone,
+// or both, of which each has to allow.
+func allowed(v *admin.Service) string {
+	callers := strings.Join(v.Allow, ",")
+	switch {
+	case v.Intentions == "":
+		return cmp.Or(callers, "nobody")
+	case v.Intentions == admin.IntentionsUnknown:
+		return "nobody"
+	case callers == "":
+		return "intentions"
+	}
+	return callers + "+intentions"
+}
+
+func serviceTable(s style, svcs []admin.Service, wide bool) *table {
+	t := &table{paint: func(_, column int, text string) string {
+		if column == 3 && text == "nobody" {
+			return s.bad(text)
+		}
+		return text
+	}}
 	head := []string{"SERVICE", "ADDRESS", "PROTOCOL", "ALLOW", "REGISTERED", "RPS", "P50", "P99", "FAILED"}
 	if wide {
 		head = append(head, "IN-FLIGHT", "TOTAL", "ID", "DEFINED")
@@ -175,7 +209,7 @@ func serviceTable(svcs []admin.Service, wide bool) *table {
 			name += "(" + v.ID + ")"
 		}
 		cells := append([]string{
-			name, v.Address, v.Protocol, cmp.Or(strings.Join(v.Allow, ","), "nobody"), v.Registered,
+			name, v.Address, v.Protocol, allowed(v), v.Registered,
 		}, rates(&v.Rates)...)
 		if wide {
 			cells = append(cells, fmt.Sprint(v.InFlight), fmt.Sprint(v.Total), v.ID, v.Defined)
@@ -236,22 +270,6 @@ func listenerTable(s style, st admin.Status) *table {
 	return t
 }
 
-func watchTable(now time.Time, ws []admin.Watch) *table {
-	t := &table{}
-	t.row("WATCH", "NAME", "INDEX", "AGE", "NEXT-TRY", "ERROR")
-	for _, w := range ws {
-		next, age := "-", "never"
-		if !w.Next.IsZero() {
-			next = span(w.Next.Sub(now))
-		}
-		if !w.Success.IsZero() {
-			age = span(w.Age.Duration())
-		}
-		t.row(w.Kind, w.Name, fmt.Sprint(w.Index), age, next, w.Error)
-	}
-	return t
-}
-
 func loopTable(ls []admin.Loop) *table {
 	t := &table{}
 	t.row("LOOP", "LOAD", "CONNECTIONS")
@@ -261,14 +279,31 @@ func loopTable(ls []admin.Loop) *table {
 	return t
 }
 
-func catalogLine(s style, c *admin.Catalog) string {
-	switch {
-	case c.Source == "" || c.Source == "static":
+// catalogLine says where the facts come from and how old they are.
+func catalogLine(s style, now time.Time, c *admin.Catalog) string {
+	if c.Source == "" || c.Source == "static" {
 		return cmp.Or(c.Source, "none")
-	case !c.Reachable:
-		return fmt.Sprintf("%s at %s, %s", c.Source, c.Address, s.bad("not reachable")) + ", oldest answer " + span(c.Age.Duration())
 	}
-	return fmt.Sprintf("%s at %s, reachable, oldest answer %s", c.Source, c.Address, span(c.Age.Duration()))
+	line := c.Source
+	if c.Address != "" {
+		line += " at " + c.Address
+	}
+	switch {
+	case c.Reachable:
+		line += ", reachable"
+	case c.UnreachableSince.IsZero():
+		line += ", " + s.bad("not reachable")
+	default:
+		line += ", " + s.bad("not reachable since "+span(now.Sub(c.UnreachableSince)))
+	}
+	line += ", oldest answer " + span(c.Age.Duration())
+	if !c.StaleSince.IsZero() {
+		line += ", " + s.warn("stale since "+span(now.Sub(c.StaleSince)))
+		if c.DropAfter > 0 {
+			line += s.warn(", dropped in " + span(max(c.StaleSince.Add(c.DropAfter.Duration()).Sub(now), 0)))
+		}
+	}
+	return line
 }
 
 func identityLine(id *admin.Identity) string {

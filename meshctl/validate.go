@@ -30,13 +30,11 @@ func newValidate() *cobra.Command {
 		Use:   "validate [PATH]",
 		Short: "Check a configuration without a running agent",
 		Long: `Check the configuration at PATH (default ` + defaultConfig + `) and the files in
-conf.d beside it, exactly as meshd does at start and reload. All findings are
-printed at once. Exits 0 when it is good, 2 when it is not; with --strict, 4
-for warnings alone.`,
-		Args: cobra.MaximumNArgs(1),
-		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return []string{"hcl"}, cobra.ShellCompDirectiveFilterFileExt
-		},
+conf.d beside it, *.hcl and *.json, exactly as meshd does at start and reload.
+All findings are printed at once. Exits 0 when it is good, 2 when it is not;
+with --strict, 4 for warnings alone.`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: completeConfig,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := defaultConfig
 			if len(args) == 1 {
