@@ -20,6 +20,11 @@ const FirstAssignedPort = 21300
 // ephemeral ports.
 const lastAssignedPort = 32767
 
+// maxKept bounds the ports of before that one upstream goes on listening on:
+// instances on different ports make the natural one change with those that are
+// left, and more than a few such ports are a mistake elsewhere.
+const maxKept = 4
+
 // CompileInput is everything Compile looks at.
 type CompileInput struct {
 	Generation uint64
@@ -51,7 +56,7 @@ func Compile(in CompileInput) (*Snapshot, error) {
 			Addresses: make(map[string]netip.Addr, len(spec.Upstreams)),
 			Ports:     make(map[string]uint16, len(spec.Upstreams)),
 			Ceded:     make(map[string]uint16),
-			Kept:      make(map[string]uint16),
+			Kept:      make(map[string][]uint16),
 		},
 		names:     make(map[string]*Outbound, len(spec.Upstreams)),
 		addresses: make(map[netip.Addr]*Outbound, len(spec.Upstreams)),
@@ -122,7 +127,7 @@ func Compile(in CompileInput) (*Snapshot, error) {
 		if o.LocalBindPort != 0 {
 			o.Binds = append(o.Binds, netip.AddrPortFrom(o.LocalBindAddress, o.LocalBindPort))
 		}
-		if p := s.Assigned.Kept[o.Name]; p != 0 {
+		for _, p := range s.Assigned.Kept[o.Name] {
 			o.Binds = append(o.Binds, netip.AddrPortFrom(o.Address, p))
 		}
 	}
@@ -222,7 +227,7 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 	for _, o := range s.Outbound {
 		// The range is kept free of duplicates although addresses differ:
 		// then a port alone tells an operator which upstream is meant.
-		for _, p := range []uint16{in.Assigned.Ports[o.Name], in.Assigned.Kept[o.Name]} {
+		for _, p := range slices.Concat(in.Assigned.Kept[o.Name], []uint16{in.Assigned.Ports[o.Name]}) {
 			if p >= FirstAssignedPort && p <= lastAssignedPort {
 				taken[p] = true
 			}
@@ -235,11 +240,7 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 			// now: stay where applications know us.
 			natural = had
 		}
-		// Only a start can find a kept port in use: we held it until then.
-		kept := in.Assigned.Kept[o.Name]
-		if local[kept] || in.Wildcard[kept] {
-			kept = 0
-		}
+		usable := func(p uint16) bool { return p != 0 && !local[p] && !in.Wildcard[p] }
 		ceded := in.Assigned.Ceded[o.Name]
 		if natural != 0 && ceded != natural {
 			ceded = 0 // the service moved to another port
@@ -256,10 +257,8 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 			continue // written down in the configuration, so not in Assigned
 		case natural != 0 && !local[natural] && natural != ceded:
 			o.Port = natural
-		case had >= FirstAssignedPort && !local[had] && !in.Wildcard[had]:
+		case had >= FirstAssignedPort && usable(had):
 			o.Port = had
-		case kept >= FirstAssignedPort:
-			o.Port = kept
 		default:
 			p := FirstAssignedPort + nameHash(o.Name)%(lastAssignedPort-FirstAssignedPort+1)
 			for n := 0; taken[uint16(p)] || local[uint16(p)] || in.Wildcard[uint16(p)]; n++ {
@@ -274,10 +273,14 @@ func assignPorts(s *Snapshot, in CompileInput, local map[uint16]bool) error {
 			taken[o.Port] = true
 		}
 		s.Assigned.Ports[o.Name] = o.Port
-		if had != 0 && had != o.Port && !local[had] && !in.Wildcard[had] {
-			kept = had
+		// Only a start can find one of these in use: we held them until then.
+		var kept []uint16
+		for _, p := range slices.Concat([]uint16{had}, in.Assigned.Kept[o.Name]) {
+			if p != o.Port && usable(p) && len(kept) < maxKept && !slices.Contains(kept, p) {
+				kept = append(kept, p)
+			}
 		}
-		if kept != 0 && kept != o.Port {
+		if len(kept) > 0 {
 			s.Assigned.Kept[o.Name] = kept
 		}
 	}

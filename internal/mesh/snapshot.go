@@ -34,8 +34,9 @@ type Assignments struct {
 	// and would find its port taken.
 	Ceded map[string]uint16 `json:"ceded,omitempty"`
 	// Kept are the ports that upstreams had before they moved to their natural
-	// ones. They go on listening there: applications may have been told.
-	Kept map[string]uint16 `json:"kept,omitempty"`
+	// ones, the last one first. They go on listening there: applications may
+	// have been told.
+	Kept map[string][]uint16 `json:"kept,omitempty"`
 }
 
 // Outbound is an upstream in force.
