@@ -60,7 +60,7 @@ func writeCatalog(w io.Writer, s style, c *admin.Catalog, wide bool) {
 			fmt.Fprintf(w, "  hurts: %s\n", d.Hurt)
 		}
 		if d.Rule != "" {
-			fmt.Fprintf(w, "  rule:  %s\n", d.Rule)
+			fmt.Fprintf(w, "  rule:  %s\n", strings.ReplaceAll(d.Rule, "\n", "\n         "))
 		}
 	}
 	if len(c.Denied) > 0 {

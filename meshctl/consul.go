@@ -30,9 +30,6 @@ func newConsul() *cobra.Command {
 type policies struct {
 	Node   string        `json:"node"`
 	Tokens []tokenPolicy `json:"tokens"` // the agent's first; a host has at most one per service besides
-	// Queries are the prepared queries in use. What they need depends on the
-	// services they find.
-	Queries []string `json:"queries"`
 }
 
 // tokenPolicy is what one token needs.
@@ -123,12 +120,7 @@ func loadOrTell(errw io.Writer, args []string) (*config.Config, error) {
 }
 
 func policiesOf(cfg *config.Config) policies {
-	p := policies{Node: cfg.Agent.NodeName, Tokens: []tokenPolicy{{TokenFile: cfg.Consul.TokenFile}}, Queries: []string{}}
-	for i := range cfg.Spec.Upstreams {
-		if u := &cfg.Spec.Upstreams[i]; u.Query && !slices.Contains(p.Queries, u.Destination) {
-			p.Queries = append(p.Queries, u.Destination)
-		}
-	}
+	p := policies{Node: cfg.Agent.NodeName, Tokens: []tokenPolicy{{TokenFile: cfg.Consul.TokenFile}}}
 	at := 0
 	for _, r := range mesh.Rights(cfg.Spec) { // the agent's first, then by token
 		if r.Token != "" && (at == 0 || p.Tokens[at].TokenFile != r.Token) {
@@ -175,9 +167,6 @@ func policyText(p *policies, t *tokenPolicy, agents bool) string {
 	if agents {
 		for _, other := range p.Tokens[1:] {
 			fmt.Fprintf(&b, "# %s has a token of its own: meshctl consul policy --service %s\n", strings.Join(other.Services, ", "), other.Services[0])
-		}
-		for _, q := range p.Queries {
-			fmt.Fprintf(&b, "# Prepared query %q: unless it carries a token, add read for the services that it finds and for their proxies.\n", q)
 		}
 	}
 	for _, r := range t.Rules {

@@ -6,10 +6,6 @@ import (
 	"strconv"
 )
 
-// ProbeService is the service that nobody has: asking the registry who may call
-// it tells the default policy.
-const ProbeService = "meshd-default-policy-probe"
-
 // SidecarSuffix makes the name under which a service's proxy stands in the
 // registry, as Consul's own sidecar_service does.
 const SidecarSuffix = "-sidecar-proxy"
@@ -17,7 +13,7 @@ const SidecarSuffix = "-sidecar-proxy"
 // Right is a permission that a token needs at the registry (a rule of a Consul
 // ACL policy).
 type Right struct {
-	Kind   string // "service" or "node_prefix"
+	Kind   string // "service", "service_prefix" or "node_prefix"
 	Name   string
 	Policy string // "read" or "write"; write contains read
 	// Token is the file of the service's own token that needs it, "" for the
@@ -33,24 +29,25 @@ func (r Right) Rule() string {
 }
 
 // Rights lists what the tokens of this host need and nothing else: the agent's
-// first, then those of services by file; each by kind and name. What a prepared
-// query needs is not in it: only the registry knows the service that it finds.
+// first, then those of services by file; each by kind and name. A prepared query
+// is the exception: only the registry knows which services it finds, so it takes
+// read on all of them.
 func Rights(s *Spec) []Right {
 	var rs rights
-	if s.Intentions && len(s.Services) > 0 {
-		rs.add("", "service", ProbeService, "read", "the default policy of intentions")
-	}
-	own := make(map[string]string) // by service name: a token of its own
+	own := make(map[string]string) // by service name; of several instances the first with a file decides
 	for i := range s.Services {
-		v := &s.Services[i]
-		what := "service " + strconv.Quote(v.Name)
-		rs.add(v.TokenFile, "service", v.Name, "write", "registration of "+what)
-		rs.add(v.TokenFile, "service", v.Name+SidecarSuffix, "write", "registration of "+what)
-		if v.TokenFile != "" {
+		if v := &s.Services[i]; v.TokenFile != "" && own[v.Name] == "" {
 			own[v.Name] = v.TokenFile
+		}
+	}
+	for _, name := range s.ServiceNames() {
+		what := "service " + strconv.Quote(name)
+		rs.add(own[name], "service", name, "write", "registration of "+what)
+		rs.add(own[name], "service", name+SidecarSuffix, "write", "registration of "+what)
+		if own[name] != "" {
 			// The agent lists what is registered on this host with its own token.
-			rs.add("", "service", v.Name, "read", "comparing the registration of "+what)
-			rs.add("", "service", v.Name+SidecarSuffix, "read", "comparing the registration of "+what)
+			rs.add("", "service", name, "read", "comparing the registration of "+what)
+			rs.add("", "service", name+SidecarSuffix, "read", "comparing the registration of "+what)
 		}
 	}
 	if s.Intentions { // certificates come from the registry as well
@@ -64,13 +61,16 @@ func Rights(s *Spec) []Right {
 		if _, byHand := static.Services[u.Key()]; byHand {
 			continue
 		}
-		what := "upstream " + strconv.Quote(u.Name)
+		what := "endpoints of upstream " + strconv.Quote(u.Name)
+		// Endpoints are proxies: the registry leaves out those of whose own name,
+		// or of whose node, the token may not know.
 		rs.add("", "node_prefix", "", "read", "endpoints of upstreams, which may be on any node")
 		if u.Query {
+			rs.add("", "service_prefix", "", "read", what+": a prepared query may find any service; read on those it does find, and on their proxies, is enough")
 			continue
 		}
-		rs.add("", "service", u.Destination, "read", "endpoints of "+what)
-		rs.add("", "service", u.Destination+SidecarSuffix, "read", "endpoints of "+what)
+		rs.add("", "service", u.Destination, "read", what)
+		rs.add("", "service", u.Destination+SidecarSuffix, "read", what)
 	}
 	slices.SortFunc(rs, func(a, b Right) int {
 		return cmp.Or(cmp.Compare(a.Token, b.Token), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))

@@ -18,7 +18,7 @@ func rules(s *Spec, token string) (list []string) {
 func TestRightsAreTheLeastThatWork(t *testing.T) {
 	s := &Spec{
 		Intentions: true,
-		Services:   []Service{{Name: "web"}, {Name: "web", ID: "web-2"}, {Name: "payments", TokenFile: "/etc/meshd/payments.token"}},
+		Services:   []Service{{Name: "web"}, {Name: "web", ID: "web-2"}, {Name: "payments"}, {Name: "payments", ID: "p2", TokenFile: "/etc/meshd/payments.token"}},
 		Upstreams: []Upstream{
 			{Name: "inventory", Destination: "stock", From: "web"},
 			{Name: "web", Destination: "web", From: "web"}, // the host calls what it offers: write stays
@@ -29,13 +29,13 @@ func TestRightsAreTheLeastThatWork(t *testing.T) {
 	}
 	want := []string{
 		`node_prefix "" { policy = "read" }`,
-		`service "meshd-default-policy-probe" { policy = "read" }`,
 		`service "payments" { policy = "read" }`,
 		`service "payments-sidecar-proxy" { policy = "read" }`,
 		`service "stock" { policy = "read" }`,
 		`service "stock-sidecar-proxy" { policy = "read" }`,
 		`service "web" { policy = "write" }`,
 		`service "web-sidecar-proxy" { policy = "write" }`,
+		`service_prefix "" { policy = "read" }`,
 	}
 	if got := rules(s, ""); !slices.Equal(got, want) {
 		t.Errorf("agent's token:\n%q, want\n%q", got, want)
