@@ -2,8 +2,10 @@
 // agent, or into diagnostics that say where, what was found and what is
 // allowed.
 //
-// [Load] reads meshd.hcl and the files of conf.d beside it, checks everything
-// it can without touching the machine, and reports all errors at once. One
+// [Load] reads meshd.hcl and the files of conf.d beside it, in either syntax of
+// HCL, checks everything it can without touching the machine, and reports all
+// errors at once. A token, key or certificate it only names: whoever needs one
+// reads it, and notices that it was replaced. One
 // table (the blocks in schema_*.go) says what may be written: the decoder walks
 // it, defaults are taken from it, [Reference] prints it, and docs/configuration.md
 // is compared with it, so they cannot disagree.
