@@ -38,10 +38,12 @@ type host struct {
 	// loopback is the range of upstreams: of each host another one, since
 	// tests of other packages run at the same time on the same machine.
 	loopback string
-	log      *logBuffer
-	agent    *agent.Agent
-	end      context.CancelFunc
-	ended    chan error
+	// inAgent is written into the agent block.
+	inAgent string
+	log     *logBuffer
+	agent   *agent.Agent
+	end     context.CancelFunc
+	ended   chan error
 }
 
 // newHost chooses the ports. Hosts with the same ca trust each other.
@@ -66,6 +68,7 @@ agent {
   data_dir      = %q
   loops         = 1
   drain_timeout = "5s"
+  %s
 }
 admin {
   socket = %q
@@ -77,7 +80,7 @@ peer {
   advertise = "127.0.0.1"
 }
 loopback { cidr = %q }
-`, h.name, h.data(), h.socket(), h.http, h.dns, h.peer, h.loopback)
+`, h.name, h.data(), h.inAgent, h.socket(), h.http, h.dns, h.peer, h.loopback)
 	if h.ca != "" {
 		text += fmt.Sprintf("identity {\n  provider = \"dev\"\n  dev { dir = %q }\n}\n", h.ca)
 	}

@@ -102,12 +102,18 @@ func (p *publisher) awaitCatalog(ctx context.Context, cfg *config.Config) {
 	wanted := watched(cfg.Spec)
 	limit := time.NewTimer(firstAnswer)
 	defer limit.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for !p.a.catalog.complete(wanted) {
 		select {
 		case <-ctx.Done():
 			return
 		case <-limit.C:
 			return
+		case <-look.C:
+			if p.a.storedSuffices(wanted) {
+				return
+			}
 		case <-p.a.catalog.changed: // the compile that follows sees all of it
 		}
 	}

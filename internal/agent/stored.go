@@ -30,6 +30,8 @@ const (
 	// at which Consul confirmed it: without those a fact that never changes
 	// would be too old after a restart. Consul confirms about once a minute.
 	confirmEvery = time.Minute
+	// lookEvery is how soon a start notices that Consul is away.
+	lookEvery = 50 * time.Millisecond
 )
 
 // stored is the last good picture on disk: read once at the start, written
@@ -79,7 +81,22 @@ func (s *stored) init(a *Agent) {
 		s.log.Error("the last good picture cannot be read, waiting for Consul", "error", err)
 	default:
 		s.restore(st, time.Now())
+		if s.o.Key == nil && s.keyErr == nil && len(st.Leafs) > 0 {
+			s.forgetKeys(st)
+		}
 	}
+}
+
+// forgetKeys is for the first start after persist_keys was turned off. It does
+// not wait for Consul to have something new to say.
+func (s *stored) forgetKeys(st snapshot.State) {
+	st.Leafs = nil
+	if err := snapshot.Save(s.o, st); err != nil {
+		s.log.Error("keys of certificates are still on disk, although they are not to be kept", "error", err)
+		return
+	}
+	s.last = st
+	s.log.Info("keys of certificates were removed from disk; the file that sealed them is not needed any more")
 }
 
 // restore puts in place what is not too old. mesh.Compile sees to the age of
@@ -162,20 +179,24 @@ func (s *stored) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			s.save(time.Now(), true)
+			status := s.a.consul.Status()
+			s.save(time.Now(), &status, true)
 			return
 		case now := <-tick.C:
-			s.save(now, false)
+			status := s.a.consul.Status()
+			s.save(now, &status, false)
 		}
 	}
 }
 
 // save writes what is known if the disk does not have it. At the end the times
 // of confirmation are worth it, too.
-func (s *stored) save(now time.Time, end bool) {
-	st := s.gather()
-	if c := st.Catalog; len(c.Services)+len(c.Chains)+len(c.Intentions)+len(st.Roots)+len(st.Leafs) == 0 {
-		return // who has learned nothing does not replace what was known
+func (s *stored) save(now time.Time, status *consul.Status, end bool) {
+	st := s.gather(status)
+	if !st.Contact.After(s.contact) {
+		// Who has learned nothing does not replace what was known: it may be
+		// more than we took from it, too old for now or sealed under another key.
+		return
 	}
 	_, failed := s.a.storedState()
 	confirmed := st.Contact.After(s.last.Contact) && (end || now.Sub(s.tried) >= confirmEvery)
@@ -205,9 +226,8 @@ func (s *stored) save(now time.Time, end bool) {
 }
 
 // gather returns what is known, without private keys.
-func (s *stored) gather() snapshot.State {
-	status := s.a.consul.Status()
-	st := snapshot.State{Contact: s.contact, Catalog: s.a.catalog.confirmed(&status)}
+func (s *stored) gather(status *consul.Status) snapshot.State {
+	st := snapshot.State{Contact: s.contact, Catalog: s.a.catalog.confirmed(status)}
 	for i := range status.Watches {
 		if at := lastTrue(&status.Watches[i]); at.After(st.Contact) {
 			st.Contact = at
@@ -301,6 +321,18 @@ func (s *stored) problems() (list []admin.Problem) {
 		})
 	}
 	return list
+}
+
+// storedSuffices tells that Consul has failed to answer while the disk had
+// something on every wanted service: then there is nothing to wait for.
+func (a *Agent) storedSuffices(wanted []mesh.ServiceKey) bool {
+	known := a.catalog.take().Services
+	for _, k := range wanted {
+		if _, ok := known[k]; !ok {
+			return false
+		}
+	}
+	return len(wanted) > 0 && a.consul.Status().Error != ""
 }
 
 // confirmedCatalog is what is known, with the times at which Consul last
