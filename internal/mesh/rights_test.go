@@ -18,7 +18,7 @@ func rules(s *Spec, token string) (list []string) {
 func TestRightsAreTheLeastThatWork(t *testing.T) {
 	s := &Spec{
 		Intentions: true,
-		Services:   []Service{{Name: "web"}, {Name: "web", ID: "web-2"}, {Name: "payments"}, {Name: "payments", ID: "p2", TokenFile: "/etc/meshd/payments.token"}},
+		Services:   []Service{{Name: "web"}, {Name: "web", ID: "web-2"}, {Name: "payments"}, {Name: "payments", ID: "p2", TokenFile: "/etc/meshd/payments.token"}, {Name: "payments", ID: "p3", TokenFile: "/ignored"}},
 		Upstreams: []Upstream{
 			{Name: "inventory", Destination: "stock", From: "web"},
 			{Name: "web", Destination: "web", From: "web"}, // the host calls what it offers: write stays
@@ -43,6 +43,17 @@ func TestRightsAreTheLeastThatWork(t *testing.T) {
 	want = []string{`service "payments" { policy = "write" }`, `service "payments-sidecar-proxy" { policy = "write" }`}
 	if got := rules(s, "/etc/meshd/payments.token"); !slices.Equal(got, want) {
 		t.Errorf("token of payments:\n%q, want\n%q", got, want)
+	}
+}
+
+// Two reasons for one name are one rule, which has to do for both.
+func TestRightsMergeToTheWiderOne(t *testing.T) {
+	var rs rights
+	rs.add("", "service", "web", "read", "calling it")
+	rs.add("", "service", "web", "write", "offering it")
+	rs.add("", "service", "web", "read", "calling it")
+	if len(rs) != 1 || rs[0].Policy != "write" || !slices.Equal(rs[0].For, []string{"calling it", "offering it"}) {
+		t.Errorf("merged to %+v", rs)
 	}
 }
 
