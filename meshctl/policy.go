@@ -82,7 +82,7 @@ func writePolicyTest(w io.Writer, s style, t *admin.PolicyTest, wide bool) {
 		if len(t.Instances) > 1 || d.ID != t.To {
 			name = "instance " + d.ID + ": "
 			if !d.Allowed && len(t.Instances) > 1 {
-				name += "no, "
+				name += "no: "
 			}
 		}
 		fmt.Fprintf(w, "  why:  %s%s\n", name, because(t, d))
@@ -94,6 +94,8 @@ func writePolicyTest(w io.Writer, s style, t *admin.PolicyTest, wide bool) {
 		}
 	}
 }
+
+const noIntention = "no intention matches, and the default policy denies"
 
 // because puts the decision of one instance into a sentence.
 func because(t *admin.PolicyTest, d *admin.PolicyDecision) string {
@@ -107,6 +109,10 @@ func because(t *admin.PolicyTest, d *admin.PolicyDecision) string {
 		parts = append(parts, fmt.Sprintf("no allow block names %q%s", t.From, at(d.Line)))
 	case "no_allow_block":
 		parts = append(parts, "the service has no allow block"+at(d.Line))
+	case "default_denies":
+		if d.Intention == nil {
+			parts = append(parts, noIntention)
+		}
 	case "no_information":
 		parts = append(parts, "Consul has not said yet who may call, and what is not known is not allowed")
 	case "l7_intention_not_supported":
@@ -138,7 +144,10 @@ func intentionText(n *admin.Intention) string {
 		action = "by request"
 	}
 	if n.Source == "" {
-		return fmt.Sprintf("no intention matches, the default policy is %s", action)
+		if n.Action == "allow" {
+			return "no intention matches, and the default policy allows"
+		}
+		return noIntention
 	}
 	return fmt.Sprintf("intention %s -> %s: %s (precedence %d)", n.Source, n.Destination, action, n.Precedence)
 }
@@ -154,7 +163,7 @@ func policyNext(t *admin.PolicyTest, d *admin.PolicyDecision) string {
 		return "meshctl catalog"
 	case d.Intention != nil && d.Intention.HTTP:
 		return fmt.Sprintf("if it should: give the intention an action instead of permissions: consul intention create -replace -allow %s %s", t.From, t.To)
-	case d.Intention != nil:
+	case d.Intention != nil || d.Reason == "default_denies" || d.Reason == "intention_denies":
 		return fmt.Sprintf("if it should: consul intention create -replace -allow %s %s", t.From, t.To)
 	}
 	return ""

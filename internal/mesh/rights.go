@@ -44,11 +44,6 @@ func Rights(s *Spec) []Right {
 		what := "service " + strconv.Quote(name)
 		rs.add(own[name], "service", name, "write", "registration of "+what)
 		rs.add(own[name], "service", name+SidecarSuffix, "write", "registration of "+what)
-		if own[name] != "" {
-			// The agent lists what is registered on this host with its own token.
-			rs.add("", "service", name, "read", "comparing the registration of "+what)
-			rs.add("", "service", name+SidecarSuffix, "read", "comparing the registration of "+what)
-		}
 	}
 	if s.Intentions { // certificates come from the registry as well
 		for _, name := range s.Identities() {

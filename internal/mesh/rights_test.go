@@ -29,8 +29,6 @@ func TestRightsAreTheLeastThatWork(t *testing.T) {
 	}
 	want := []string{
 		`node_prefix "" { policy = "read" }`,
-		`service "payments" { policy = "read" }`,
-		`service "payments-sidecar-proxy" { policy = "read" }`,
 		`service "stock" { policy = "read" }`,
 		`service "stock-sidecar-proxy" { policy = "read" }`,
 		`service "web" { policy = "write" }`,
