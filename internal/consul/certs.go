@@ -23,6 +23,10 @@ type leafSource struct {
 	known   bool
 }
 
+func (s *leafSource) source() source {
+	return source{fetch: s.fetch, service: s.service, rules: offerRules(s.service)[:1]}
+}
+
 func (s *leafSource) fetch(_ context.Context, q *api.QueryOptions) (answer, error) {
 	leaf, meta, err := s.c.api.Agent().ConnectCALeaf(s.service, q)
 	if err != nil {
@@ -58,7 +62,11 @@ type rootsSource struct {
 	known bool
 }
 
-func (s *rootsSource) fetch(_ context.Context, q *api.QueryOptions) (answer, error) {
+func (s *rootsSource) source() source { return source{fetch: s.fetch} }
+
+func (s *rootsSource) fetch(ctx context.Context, q *api.QueryOptions) (answer, error) {
+	var n notes
+	q = q.WithContext(context.WithValue(ctx, notesKey{}, &n))
 	list, meta, err := s.c.api.Agent().ConnectCARoots(q)
 	if err != nil {
 		return answer{}, err
@@ -73,14 +81,16 @@ func (s *rootsSource) fetch(_ context.Context, q *api.QueryOptions) (answer, err
 		text.WriteByte(0)
 		text.Write(r.Raw)
 	}
+	// The agent gives roots out of its cache even without servers, and leafs
+	// as well; of the latter it does not tell since when.
 	if s.known && bytes.Equal(text.Bytes(), s.last) {
-		return answer{index: meta.LastIndex}, nil
+		return answer{index: meta.LastIndex, behind: n.behind}, nil
 	}
 	s.last, s.known = text.Bytes(), true
 	if s.c.o.OnRoots != nil {
 		s.c.o.OnRoots(list.TrustDomain, roots)
 	}
-	return answer{index: meta.LastIndex, changed: true}, nil
+	return answer{index: meta.LastIndex, changed: true, behind: n.behind}, nil
 }
 
 // parseRoots takes all or nothing: with a part of the roots some peers would

@@ -69,8 +69,6 @@ type TLS struct {
 	ServerName string // expected in the agent's certificate; "" is the host of Address
 }
 
-func (t *TLS) used() bool { return *t != TLS{} }
-
 // Stale bounds how long something is believed that Consul no longer says.
 type Stale struct {
 	// ShrinkAfter is how long endpoints are held that vanished because the
@@ -108,6 +106,8 @@ type Client struct {
 	mu      sync.Mutex          // guards the fields below
 	wanted  *Wanted             // nil until Want was called
 	watches map[watchKey]*watch // what is wanted; Run starts and stops by it
+	secrets map[string]*secret  // those of wanted services, by path of the file
+	tokens  map[string]*secret  // the same, by service
 
 	wake chan struct{} // capacity 1: Run looks at wanted again
 	reg  *registrar
@@ -116,7 +116,9 @@ type Client struct {
 // New returns a client without a connection. It fails only for an address that
 // cannot be one.
 func New(o Options) (*Client, error) {
-	via, err := newTransport(o.Address, o.Token)
+	token := &secret{path: o.TokenFile, token: o.Token}
+	token.refresh()
+	via, err := newTransport(o.Address, token, o.TLS)
 	if err != nil {
 		return nil, err
 	}
@@ -142,10 +144,10 @@ func New(o Options) (*Client, error) {
 	}
 	c := &Client{
 		o: o, api: ac, http: hc, via: via, pace: defaultPace,
-		watches: make(map[watchKey]*watch),
-		wake:    make(chan struct{}, 1),
+		watches: make(map[watchKey]*watch), secrets: make(map[string]*secret), tokens: make(map[string]*secret),
+		wake: make(chan struct{}, 1),
 	}
-	c.reg = &registrar{c: c, wake: make(chan struct{}, 1)}
+	c.reg = newRegistrar(c)
 	return c, nil
 }
 
@@ -155,11 +157,22 @@ func New(o Options) (*Client, error) {
 func (c *Client) Want(w Wanted) {
 	w.Upstreams = slices.Clone(w.Upstreams)
 	w.Identities = slices.Clone(w.Identities)
+	w.Intentions = slices.Clone(w.Intentions)
 	w.Register = slices.Clone(w.Register)
 	c.mu.Lock()
 	c.wanted = &w
+	moved := c.setTokens(&w)
 	c.setWatches(&w)
+	var those []*watch
+	for _, w := range c.watches {
+		if moved[w.service] {
+			those = append(those, w)
+		}
+	}
 	c.mu.Unlock()
+	for _, w := range those {
+		w.kick() // a new one has nothing to ask anew yet
+	}
 	poke(c.wake)
 	poke(c.reg.wake)
 }
@@ -168,12 +181,14 @@ func (c *Client) Want(w Wanted) {
 // goroutine it started has ended. The error is always nil: Consul being away
 // is a state, shown by Status, not an end.
 func (c *Client) Run(ctx context.Context) error {
-	var all sync.WaitGroup // Run waits for the registrar and every watch
+	var all sync.WaitGroup // Run waits for the registrar and every watch, pulse and watchFiles
 	defer func() {
 		all.Wait()
 		c.via.CloseIdleConnections()
 	}()
 	all.Go(func() { c.reg.run(ctx) })
+	all.Go(func() { c.pulse(ctx) })
+	all.Go(func() { c.watchFiles(ctx) })
 
 	running := make(map[*watch]context.CancelFunc)
 	defer func() {
@@ -213,25 +228,80 @@ func (c *Client) Deregister(ctx context.Context) error {
 	return err
 }
 
+// setTokens makes c.tokens what is wanted and returns the services whose token
+// is another one. c.mu is held.
+func (c *Client) setTokens(wanted *Wanted) (moved map[string]bool) {
+	before := c.tokens
+	secrets := make(map[string]*secret)
+	c.tokens = make(map[string]*secret)
+	for i := range wanted.Register {
+		s := &wanted.Register[i].Service
+		if s.TokenFile == "" || c.tokens[s.Name] != nil {
+			continue // of several instances the first with a file decides
+		}
+		token := c.secrets[s.TokenFile]
+		if token == nil {
+			token = &secret{path: s.TokenFile}
+			token.refresh()
+		}
+		secrets[s.TokenFile], c.tokens[s.Name] = token, token
+	}
+	c.secrets = secrets
+	moved = make(map[string]bool)
+	for name, token := range before {
+		if c.tokens[name] != token {
+			moved[name] = true
+		}
+	}
+	for name, token := range c.tokens {
+		if before[name] != token {
+			moved[name] = true
+		}
+	}
+	return moved
+}
+
+// secretOf returns the token for what concerns a service of this host, the
+// agent's for one that has none of its own and for "". c.mu is held.
+func (c *Client) secretOf(service string) *secret {
+	if s := c.tokens[service]; s != nil && service != "" {
+		return s
+	}
+	return c.via.token
+}
+
 // setWatches makes c.watches what is wanted: what stays is kept, so that it
 // goes on undisturbed. c.mu is held.
 func (c *Client) setWatches(wanted *Wanted) {
 	watches := make(map[watchKey]*watch)
-	want := func(key watchKey, source func() fetch) {
+	want := func(kind Kind, name, datacenter string, source func() source) {
+		key := watchKey{kind, name, datacenter}
 		w := c.watches[key]
-		if w == nil {
+		if w == nil && watches[key] == nil {
 			w = c.newWatch(key, source())
 		}
-		watches[key] = w
+		if watches[key] == nil {
+			watches[key] = w
+		}
 	}
 	for _, u := range wanted.Upstreams {
-		want(watchKey{kind: KindService, name: u.Name, datacenter: u.Datacenter}, func() fetch { return newHealth(c, u).fetch })
+		if u.Query {
+			want(KindQuery, u.Name, u.Datacenter, (&querySource{c: c, key: u}).source)
+			continue
+		}
+		want(KindService, u.Name, u.Datacenter, newHealth(c, u).source)
+		if c.o.OnChain != nil {
+			want(KindChain, u.Name, u.Datacenter, (&chainSource{c: c, key: u}).source)
+		}
 	}
 	for _, name := range wanted.Identities {
-		want(watchKey{kind: KindLeaf, name: name}, func() fetch { return (&leafSource{c: c, service: name}).fetch })
+		want(KindLeaf, name, "", (&leafSource{c: c, service: name}).source)
+	}
+	for _, name := range wanted.Intentions {
+		want(KindIntentions, name, "", (&intentionSource{c: c, service: name}).source)
 	}
 	if len(wanted.Identities) > 0 {
-		want(watchKey{kind: KindRoots}, func() fetch { return (&rootsSource{c: c}).fetch })
+		want(KindRoots, "", "", (&rootsSource{c: c}).source)
 	}
 	c.watches = watches
 }

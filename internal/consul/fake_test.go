@@ -19,10 +19,18 @@ import (
 	"meshd/internal/meshtest"
 )
 
+// me and other are the meshd of two nodes.
+var (
+	me    = owner{node: "host-a", peer: "10.0.0.1:21900"}
+	other = owner{node: "host-b", peer: "10.0.0.1:21900"}
+)
+
 // hurry is a pace for tests: the relations of the real one, a hundredth of it.
 var hurry = pace{
 	wait: 400 * time.Millisecond, grace: 200 * time.Millisecond, answer: 400 * time.Millisecond, sign: 400 * time.Millisecond,
-	poll: 100 * time.Millisecond, backoffFirst: 5 * time.Millisecond, backoffMost: 50 * time.Millisecond,
+	patient: 400 * time.Millisecond, poll: 100 * time.Millisecond, query: 50 * time.Millisecond, files: 10 * time.Millisecond,
+	pulse: 20 * time.Millisecond, pulseBad: 10 * time.Millisecond, pulseLimit: 200 * time.Millisecond, spread: 5 * time.Millisecond,
+	plain: 100 * time.Millisecond, backoffFirst: 5 * time.Millisecond, backoffMost: 50 * time.Millisecond,
 	backoffRefused: 100 * time.Millisecond, refill: 10 * time.Millisecond, refillIdle: 40 * time.Millisecond, settle: 400 * time.Millisecond,
 }
 
@@ -471,13 +479,13 @@ func TestRegistrationLife(t *testing.T) {
 	somebody := &api.AgentServiceRegistration{ID: "db-1", Name: "db", Port: 5432}
 	f.Register(somebody)
 	left := wantWeb(func(r *Registration) { r.Service.Name, r.Service.ID = "old", "old" })
-	f.Register(service(&left, "host-a")) // of a run before
-	f.Register(service(&left, "host-b"))
-	theirs := service(&left, "host-b")
+	f.Register(service(&left, me, "old")) // of a run before
+	f.Register(service(&left, other, "old"))
+	theirs := service(&left, other, "old")
 	theirs.ID = "old-b"
 	f.Register(theirs)
 	f.Forget("old")
-	f.Register(service(&left, "host-a"))
+	f.Register(service(&left, me, "old"))
 
 	var h heard
 	db := wantWeb(func(r *Registration) { r.Service.Name, r.Service.ID, r.Service.Port = "db", "db", 5432 })
@@ -544,7 +552,7 @@ func TestNothingIsDeregisteredBeforeWant(t *testing.T) {
 	meshtest.Leaks(t)
 	f := meshtest.NewFakeConsul(t)
 	mine := wantWeb(nil)
-	f.Register(service(&mine, "host-a"))
+	f.Register(service(&mine, me, "web"))
 	var h heard
 	c, err := New(h.options(f.Address))
 	if err != nil {

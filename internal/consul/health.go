@@ -3,6 +3,7 @@ package consul
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -13,8 +14,8 @@ import (
 	"meshd/internal/mesh"
 )
 
-// source is what CatalogService.Source says of everything from here.
-const source = "consul"
+// sourceName is what CatalogService.Source says of everything from here.
+const sourceName = "consul"
 
 // maxWeight is where Consul's own proxy configuration cuts weights off; the
 // sum over thousands of endpoints stays far from any overflow.
@@ -26,30 +27,34 @@ type health struct {
 	key mesh.ServiceKey
 
 	last  mesh.CatalogService
-	known bool   // last was passed on
-	index uint64 // of last
-	// rewound is when the registry's index was first seen below index, zero
-	// when it is not. Servers that were restored or restarted empty tell the
-	// truth about themselves but not yet about the mesh.
-	rewound time.Time
+	known bool // last was passed on
+	seen  memory
+	gone  vanished
 }
 
 func newHealth(c *Client, key mesh.ServiceKey) *health { return &health{c: c, key: key} }
 
-// remote reports whether the service is in another datacenter than the agent.
-func (h *health) remote() bool {
-	return h.key.Datacenter != "" && h.key.Datacenter != h.c.o.Datacenter
+func (h *health) source() source {
+	return source{fetch: h.fetch, rules: endpointRules(h.key.Name), streams: true}
 }
 
+// remote reports whether the service is in another datacenter than the agent.
+func (c *Client) remote(datacenter string) bool {
+	return datacenter != "" && datacenter != c.o.Datacenter
+}
+
+// errFiltered stands for what Consul says in a header only.
+var errFiltered = errors.New("Consul left out what the token may not read")
+
 func (h *health) fetch(ctx context.Context, q *api.QueryOptions) (answer, error) {
-	// Any server may answer: reads scale with servers then, and one that lags
-	// shows by its index.
-	q.AllowStale = true
-	if h.remote() {
+	remote := h.c.remote(h.key.Datacenter)
+	if remote {
 		q.Datacenter = h.key.Datacenter
 	}
-	var l leader
-	q = q.WithContext(context.WithValue(ctx, leaderKey{}, &l))
+	var n notes
+	q = q.WithContext(context.WithValue(ctx, notesKey{}, &n))
+	// Critical instances are in the answer, too: who is critical, and why,
+	// decides what is held.
 	entries, meta, err := h.c.api.Health().Connect(h.key.Name, "", false, q)
 	if err != nil {
 		return answer{}, err
@@ -58,8 +63,13 @@ func (h *health) fetch(ctx context.Context, q *api.QueryOptions) (answer, error)
 		return answer{}, distrust("the answer is null instead of a list")
 	}
 	now := time.Now()
-	eps, port, skipped := endpoints(entries, h.key, h.remote())
-	if err := h.doubt(eps, meta.LastIndex, l.lost, now); err != nil {
+	eps, port, skipped := endpoints(entries, h.key, remote)
+	held, look := h.gone.hold(eps, lostNodes(entries, h.key, remote), h.last.Endpoints, now, h.c.o.Stale.ShrinkAfter)
+	loss := len(eps) == 0 || h.known && loses(h.last.Endpoints, eps)
+	if loss && n.streamed {
+		return answer{again: true}, nil
+	}
+	if err := h.doubt(eps, loss, meta.LastIndex, &n, now); err != nil {
 		return answer{}, err
 	}
 	for _, s := range skipped {
@@ -68,49 +78,42 @@ func (h *health) fetch(ctx context.Context, q *api.QueryOptions) (answer, error)
 	if len(eps) == 0 && h.known {
 		port = h.last.Port // nobody stated another one
 	}
-	svc := mesh.CatalogService{Port: port, Endpoints: eps, Source: source, Updated: now}
+	svc := mesh.CatalogService{Port: port, Endpoints: eps, Source: sourceName, Updated: now}
 	changed := !h.known || !same(h.last, svc)
-	h.last, h.known, h.index, h.rewound = svc, true, meta.LastIndex, time.Time{}
+	h.last, h.known = svc, true
+	h.seen.believed(meta.LastIndex)
 	if changed && h.c.o.OnService != nil {
 		// The receiver gets its own slice: what it does to it must not hide
 		// the next change.
 		svc.Endpoints = slices.Clone(svc.Endpoints)
 		h.c.o.OnService(h.key, svc)
 	}
-	return answer{index: meta.LastIndex, changed: changed}, nil
+	got := answer{index: meta.LastIndex, changed: changed, held: held, look: look}
+	if n.filtered {
+		got.lacking = endpointRules(h.key.Name)
+	}
+	return got, nil
 }
 
 // doubt says why an answer is not believed, or nil. A removal that Consul
-// states is believed at once; one that follows from a server which has lost
-// its leader or its memory is not.
-func (h *health) doubt(eps []mesh.Endpoint, index uint64, lost bool, now time.Time) error {
+// states is believed at once; one that follows from missing rights, or from a
+// server which has lost its leader or its memory, is not.
+func (h *health) doubt(eps []mesh.Endpoint, loss bool, index uint64, n *notes, now time.Time) error {
+	if loss && n.filtered {
+		return &deniedError{errFiltered}
+	}
 	if len(eps) == 0 {
 		switch {
 		case index <= 1:
 			return distrust("an empty list with index %d is not believed", index)
-		case lost:
+		case n.leaderless:
 			return distrust("an empty list from a server without a leader is not believed")
 		}
 	}
-	if !h.known || h.index == 0 {
+	if !h.known || !loss {
 		return nil
 	}
-	if !loses(h.last.Endpoints, eps) {
-		return nil
-	}
-	if lost {
-		return distrust("a removal stated by a server without a leader is not believed")
-	}
-	if index >= h.index {
-		return nil
-	}
-	if h.rewound.IsZero() {
-		h.rewound = now
-	}
-	if left := h.c.pace.settle - now.Sub(h.rewound); left > 0 {
-		return distrust("the index went back from %d to %d: removals are held for %s more", h.index, index, left.Round(time.Second))
-	}
-	return nil
+	return h.seen.doubt(index, n.leaderless, now, h.c.pace.settle)
 }
 
 // loses reports whether an endpoint of old is missing or no longer healthy.
@@ -154,7 +157,7 @@ func endpoints(entries []*api.ServiceEntry, key mesh.ServiceKey, remote bool) (e
 		}
 		weight, healthy := standing(e)
 		eps = append(eps, mesh.Endpoint{
-			ID: instance(e.Service), Address: address, Service: key.Name,
+			ID: instance(e.Service), Address: address, Service: identity(e.Service, key),
 			Datacenter: cmp.Or(e.Node.Datacenter, key.Datacenter),
 			Weight:     weight, Healthy: healthy, Meta: e.Service.Meta,
 		})
@@ -172,6 +175,19 @@ func endpoints(entries []*api.ServiceEntry, key mesh.ServiceKey, remote bool) (e
 	// One address twice under one id is one endpoint.
 	eps = slices.CompactFunc(eps, func(a, b mesh.Endpoint) bool { return a.ID == b.ID && a.Address == b.Address })
 	return eps, port, skipped
+}
+
+// identity is the service that the peer presents a certificate of. The service
+// that was asked for has the name it was asked by; a prepared query does not
+// say which one it finds.
+func identity(s *api.AgentService, key mesh.ServiceKey) string {
+	switch {
+	case !key.Query:
+		return key.Name
+	case s.Proxy != nil && s.Proxy.DestinationServiceName != "":
+		return s.Proxy.DestinationServiceName
+	}
+	return s.Service
 }
 
 // instance is the id under which the receiving side knows the instance.

@@ -169,12 +169,12 @@ func TestDoubt(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			h := newHealth(c, key)
 			if tc.known {
-				h.known, h.index, h.last = true, 100, mesh.CatalogService{Endpoints: two}
+				h.known, h.seen.index, h.last = true, 100, mesh.CatalogService{Endpoints: two}
 			}
 			if tc.rewound {
-				h.rewound = start.Add(-c.pace.settle)
+				h.seen.rewound = start.Add(-c.pace.settle)
 			}
-			if err := h.doubt(tc.now, tc.index, tc.lost, start); (err != nil) != tc.held {
+			if err := h.doubt(tc.now, len(tc.now) == 0 || tc.known && loses(two, tc.now), tc.index, &notes{leaderless: tc.lost}, start); (err != nil) != tc.held {
 				t.Errorf("held: %v (%v), want %v", err != nil, err, tc.held)
 			}
 		})

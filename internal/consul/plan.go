@@ -7,28 +7,55 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/hashicorp/consul/api"
 )
 
 // The mark on everything we register, in the metadata of the service. Without
-// both of the first two an entry is somebody else's.
+// the first two an entry is somebody else's.
 const (
 	metaMark  = "meshd"
 	markValue = "1"
 	metaNode  = "meshd-node"
-	// metaInstance is set on a proxy whose service somebody else registered
-	// under an id that this host does not know it by: links name an instance
-	// by our id, the proxy has to name Consul's.
+	// metaPeer is the peer port, as ADDRESS:PORT: two meshd of one node name
+	// can be on one Consul agent, but not on one port.
+	metaPeer = "meshd-peer"
+	// metaKeys lists the other keys that are ours, so that those which leave
+	// the configuration leave Consul, and those of others stay.
+	metaKeys = "meshd-keys"
+	// metaInstance is set on a proxy whose service is registered under an id
+	// that this host does not know it by, because somebody else registered it
+	// or the id was taken: links name an instance by our id, the proxy has to
+	// name Consul's.
 	metaInstance = "meshd-instance"
 )
 
-const (
-	// checkInterval and checkTimeout are what Consul uses for sidecars itself,
-	// the timeout aside: its 10 s would let a hung agent look well for long.
-	checkInterval = "10s"
-	checkTimeout  = "2s"
-)
+// owner is who registers.
+type owner struct {
+	node string
+	// peer is the metaPeer of this meshd.
+	peer string
+	// dead are the peers of this node name where nobody listens any more: what
+	// they left is ours.
+	dead map[string]bool
+}
+
+func ownerOf(node string, want []Registration) owner {
+	o := owner{node: node}
+	if len(want) > 0 {
+		o.peer = peerOf(want[0].PeerAddress, int(want[0].PeerPort))
+	}
+	return o
+}
+
+func peerOf(address string, port int) string { return net.JoinHostPort(address, strconv.Itoa(port)) }
+
+// registered is what the local agent has.
+type registered struct {
+	services map[string]*api.AgentService
+	checks   map[string]*api.AgentCheck // by check id
+}
 
 // entry is one wanted registration and what is missing for it.
 type entry struct {
@@ -40,6 +67,7 @@ type entry struct {
 type registrationPlan struct {
 	entries    []entry
 	deregister []string // proxies before services
+	drop       []string // checks of ours that are no longer wanted
 }
 
 func (p *registrationPlan) statuses() []RegistrationStatus {
@@ -51,22 +79,29 @@ func (p *registrationPlan) statuses() []RegistrationStatus {
 }
 
 // plan works out the difference. It is pure.
-func plan(local map[string]*api.AgentService, want []Registration, node string) registrationPlan {
+func plan(has registered, want []Registration, me owner) registrationPlan {
 	var p registrationPlan
-	keep := make(map[string]bool)
+	keep := make(map[string]bool)   // services
+	checks := make(map[string]bool) // wanted checks
 	for i := range want {
-		p.entries = append(p.entries, planOne(local, &want[i], node, keep))
+		p.entries = append(p.entries, planOne(has, &want[i], me, keep, checks))
 	}
-	for _, id := range slices.Sorted(maps.Keys(local)) {
-		if !keep[id] && ours(local[id], node) {
+	for _, id := range slices.Sorted(maps.Keys(has.services)) {
+		if !keep[id] && me.owns(has.services[id]) {
 			p.deregister = append(p.deregister, id)
 		}
 	}
 	// A service without its proxy is reachable in the clear by those who look
 	// for it; a proxy without its service only reports a failed alias.
 	slices.SortStableFunc(p.deregister, func(a, b string) int {
-		return cmp.Compare(rank(local[a]), rank(local[b]))
+		return cmp.Compare(rank(has.services[a]), rank(has.services[b]))
 	})
+	for _, id := range slices.Sorted(maps.Keys(has.checks)) {
+		c := has.checks[id]
+		if strings.HasPrefix(id, checkPrefix) && keep[c.ServiceID] && !checks[id] {
+			p.drop = append(p.drop, id)
+		}
+	}
 	return p
 }
 
@@ -77,51 +112,84 @@ func rank(s *api.AgentService) int {
 	return 1
 }
 
-func planOne(local map[string]*api.AgentService, want *Registration, node string, keep map[string]bool) entry {
-	e := entry{status: status(want, node)}
+func planOne(has registered, want *Registration, me owner, keep, checks map[string]bool) entry {
+	e := entry{status: status(want, me.node)}
 	fail := func(format string, args ...any) entry {
 		e.register, e.status.State, e.status.Error = nil, Failed, fmt.Sprintf(format, args...)
 		return e
 	}
-	proxyID := e.status.ProxyID
-	if keep[proxyID] {
+	own := cmp.Or(want.Service.ID, want.Service.Name)
+	add := func(reg *api.AgentServiceRegistration) {
+		keep[reg.ID] = true
+		for _, c := range reg.Checks {
+			checks[c.CheckID] = true
+		}
+		if !agrees(has, reg) {
+			inherit(reg, has.services[reg.ID])
+			e.register = append(e.register, reg)
+		}
+	}
+	proxyID, why := me.choose(has.services, keep, e.status.ProxyID, fmt.Sprintf("%s-%s-%d-%d-sidecar-proxy", me.node, want.Service.Name, want.Service.Port, want.PeerPort))
+	if proxyID == "" && keep[e.status.ProxyID] {
 		return fail("another service block has the same name and port, so Consul cannot tell them apart")
 	}
+	var svc *api.AgentServiceRegistration
 	e.status.State = Registered
-	if id := somebodys(local, want); id != "" {
+	if id := somebodys(has.services, want); id != "" {
 		e.status.State, e.status.ID = Adopted, id
 	} else {
-		svc := service(want, node)
-		if has := local[svc.ID]; has != nil && !ours(has, node) {
-			return fail("id %q is taken in Consul by service %q on port %d, which meshd on this node did not register: set another id, or remove it with: consul services deregister -id=%s", svc.ID, has.Service, has.Port, svc.ID)
+		id, why := me.choose(has.services, keep, own, me.node+"-"+own, fmt.Sprintf("%s-%s-%d", me.node, own, want.PeerPort))
+		if id == "" {
+			return fail("id %q %s", own, why)
 		}
-		if keep[svc.ID] {
-			return fail("id %q is used by another service block", svc.ID)
-		}
-		keep[svc.ID] = true
-		if !agrees(local[svc.ID], svc) {
-			e.register = append(e.register, svc)
-		}
+		e.status.ID = id
+		svc = service(want, me, id)
+		add(svc)
 	}
-	if has := local[proxyID]; has != nil && !ours(has, node) {
-		return fail("id %q is taken in Consul by something that meshd on this node did not register: remove it with: consul services deregister -id=%s", proxyID, proxyID)
+	if proxyID == "" {
+		return fail("id %q %s", e.status.ProxyID, why)
 	}
-	keep[proxyID] = true
-	prx := proxy(want, node, e.status.ID)
-	if !agrees(local[proxyID], prx) {
-		e.register = append(e.register, prx)
-	}
+	e.status.ProxyID = proxyID
+	add(proxy(want, me, proxyID, e.status.ID, svc == nil))
 	return e
 }
 
-// ours reports whether the entry carries our mark.
-func ours(s *api.AgentService, node string) bool {
-	return s != nil && s.Meta[metaMark] == markValue && s.Meta[metaNode] == node
+// choose returns the id to register under: one of ids that is ours already,
+// else the first that is free. A later one is for when another meshd has the
+// first. "" comes with the reason.
+func (o owner) choose(services map[string]*api.AgentService, keep map[string]bool, ids ...string) (id, why string) {
+	for _, id := range ids {
+		if s := services[id]; s != nil && o.owns(s) && !keep[id] {
+			return id, ""
+		}
+	}
+	if keep[ids[0]] {
+		return "", "is used by another service block"
+	}
+	for i, id := range ids {
+		switch s := services[id]; {
+		case s == nil && !keep[id]:
+			return id, ""
+		case s != nil && i == 0 && s.Meta[metaMark] != markValue:
+			return "", fmt.Sprintf("is taken in Consul by service %q on port %d, which meshd did not register: set another id, or remove it with: consul services deregister -id=%s", s.Service, s.Port, id)
+		}
+	}
+	return "", "is taken in Consul by other meshd agents: give this host a node_name of its own"
+}
+
+// owns reports whether the entry carries our mark, or that of a meshd of this
+// node that is no more.
+func (o owner) owns(s *api.AgentService) bool {
+	if s == nil || s.Meta[metaMark] != markValue || s.Meta[metaNode] != o.node {
+		return false
+	}
+	peer := s.Meta[metaPeer]
+	return peer == "" || o.peer == "" || peer == o.peer || o.dead[peer]
 }
 
 // somebodys returns the id of the wanted service if somebody who is no meshd
-// registered it, "" if nobody did. Another node's meshd on the same Consul
-// agent offers another instance.
+// registered it, "" if nobody did. Another meshd on the same Consul agent
+// offers another instance.
 func somebodys(local map[string]*api.AgentService, want *Registration) string {
 	for _, id := range slices.Sorted(maps.Keys(local)) {
 		s := local[id]
@@ -135,9 +203,9 @@ func somebodys(local map[string]*api.AgentService, want *Registration) string {
 
 func status(want *Registration, node string) RegistrationStatus {
 	s := &want.Service
+	id := fmt.Sprintf("%s-%s-%d-sidecar-proxy", node, s.Name, s.Port)
 	return RegistrationStatus{
-		Service: s.Name, ID: cmp.Or(s.ID, s.Name), Port: s.Port, State: Waiting,
-		ProxyID: fmt.Sprintf("%s-%s-%d-sidecar-proxy", node, s.Name, s.Port),
+		Service: s.Name, ID: cmp.Or(s.ID, s.Name), Port: s.Port, State: Waiting, ProxyID: id, key: id,
 	}
 }
 
@@ -151,66 +219,127 @@ func waiting(want []Registration, node string) []RegistrationStatus {
 }
 
 // service is our registration of the application itself.
-func service(want *Registration, node string) *api.AgentServiceRegistration {
+func service(want *Registration, me owner, id string) *api.AgentServiceRegistration {
 	s := &want.Service
 	reg := &api.AgentServiceRegistration{
-		ID: cmp.Or(s.ID, s.Name), Name: s.Name, Port: int(s.Port),
-		Tags: s.Tags, Meta: marked(s.Meta, node),
+		ID: id, Name: s.Name, Port: int(s.Port),
+		Tags: s.Tags, Meta: marked(want, me),
 	}
 	// A loopback address in the catalog would send others to themselves;
 	// without one Consul gives the node's.
 	if s.Address.IsValid() && !s.Address.IsLoopback() && !s.Address.IsUnspecified() {
 		reg.Address = s.Address.String()
 	}
+	if c := applicationCheck(s, id); c != nil {
+		reg.Checks = api.AgentServiceChecks{c}
+	}
 	return reg
 }
 
 // proxy is our registration of the peer port, as sidecar_service would make it.
-func proxy(want *Registration, node, id string) *api.AgentServiceRegistration {
+// With alone it is all that is ours, and has the application's check as well.
+func proxy(want *Registration, me owner, id, service string, alone bool) *api.AgentServiceRegistration {
 	s := &want.Service
-	meta := marked(s.Meta, node)
-	if own := cmp.Or(s.ID, s.Name); own != id {
+	meta := marked(want, me)
+	if own := cmp.Or(s.ID, s.Name); own != service {
 		meta[metaInstance] = own
 	}
-	app := "127.0.0.1"
-	if s.Address.IsValid() && !s.Address.IsUnspecified() {
-		app = s.Address.String()
-	}
-	name := s.Name + "-sidecar-proxy"
-	return &api.AgentServiceRegistration{
+	reg := &api.AgentServiceRegistration{
 		Kind: api.ServiceKindConnectProxy,
-		ID:   status(want, node).ProxyID, Name: name,
+		ID:   id, Name: sidecarName(s.Name),
 		Address: want.PeerAddress, Port: int(want.PeerPort),
 		Tags: s.Tags, Meta: meta,
 		Proxy: &api.AgentServiceConnectProxyConfig{
-			DestinationServiceName: s.Name, DestinationServiceID: id,
-			LocalServiceAddress: app, LocalServicePort: int(s.Port),
+			DestinationServiceName: s.Name, DestinationServiceID: service,
+			LocalServiceAddress: applicationHost(s), LocalServicePort: int(s.Port),
 		},
-		Checks: api.AgentServiceChecks{
-			{
-				Name: "meshd peer port", Interval: checkInterval, Timeout: checkTimeout,
-				TCP: net.JoinHostPort(cmp.Or(want.PeerAddress, "127.0.0.1"), strconv.Itoa(int(want.PeerPort))),
-				// A new check starts critical and is first made within its
-				// interval. The port is bound before anything is registered.
-				Status: api.HealthPassing,
-			},
-			{Name: "service " + s.Name, AliasService: id, Status: api.HealthPassing},
-		},
+		Checks: proxyChecks(want, id, service),
 	}
+	if c := applicationCheck(s, id); c != nil && alone {
+		reg.Checks = append(reg.Checks, c)
+	}
+	return reg
 }
 
-func marked(meta map[string]string, node string) map[string]string {
-	m := make(map[string]string, len(meta)+3)
-	maps.Copy(m, meta)
-	m[metaMark], m[metaNode] = markValue, node
+func marked(want *Registration, me owner) map[string]string {
+	m := make(map[string]string, len(want.Service.Meta)+5)
+	maps.Copy(m, want.Service.Meta)
+	m[metaMark], m[metaNode] = markValue, me.node
+	m[metaPeer] = peerOf(want.PeerAddress, int(want.PeerPort))
+	if len(want.Service.Meta) > 0 {
+		m[metaKeys] = strings.Join(slices.Sorted(maps.Keys(want.Service.Meta)), ",")
+	}
 	return m
 }
 
+// foreign returns the metadata that somebody else added to an entry of ours.
+func foreign(meta map[string]string) map[string]string {
+	ours := strings.Split(meta[metaKeys], ",")
+	m := make(map[string]string)
+	for k, v := range meta {
+		if !strings.HasPrefix(k, metaMark) && !slices.Contains(ours, k) {
+			m[k] = v
+		}
+	}
+	return m
+}
+
+// inherit keeps what somebody else set on an entry of ours and what the
+// configuration has no word for: a registration replaces everything.
+func inherit(reg *api.AgentServiceRegistration, has *api.AgentService) {
+	if has == nil {
+		return
+	}
+	for k, v := range foreign(has.Meta) {
+		if _, ok := reg.Meta[k]; !ok {
+			reg.Meta[k] = v
+		}
+	}
+	if has.EnableTagOverride {
+		reg.EnableTagOverride, reg.Tags = true, has.Tags
+	}
+	if has.Weights != (api.AgentWeights{}) {
+		reg.Weights = &has.Weights
+	}
+	for name, at := range has.TaggedAddresses {
+		// Consul makes the others itself, of an address that may be another now.
+		if name == "lan" || name == "wan" || name == "virtual" {
+			if reg.TaggedAddresses == nil {
+				reg.TaggedAddresses = make(map[string]api.ServiceAddress)
+			}
+			reg.TaggedAddresses[name] = at
+		}
+	}
+	reg.Connect, reg.Locality, reg.SocketPath = has.Connect, has.Locality, has.SocketPath
+	if reg.Proxy != nil && has.Proxy != nil {
+		p := *has.Proxy
+		p.DestinationServiceName, p.DestinationServiceID = reg.Proxy.DestinationServiceName, reg.Proxy.DestinationServiceID
+		p.LocalServiceAddress, p.LocalServicePort = reg.Proxy.LocalServiceAddress, reg.Proxy.LocalServicePort
+		reg.Proxy = &p
+	}
+}
+
 // agrees reports whether what the agent has is what we would register.
-func agrees(has *api.AgentService, want *api.AgentServiceRegistration) bool {
+func agrees(all registered, want *api.AgentServiceRegistration) bool {
+	has := all.services[want.ID]
 	if has == nil || has.Kind != want.Kind || has.Service != want.Name || has.Port != want.Port || has.Address != want.Address ||
-		!slices.Equal(has.Tags, want.Tags) || !maps.Equal(has.Meta, want.Meta) {
+		!has.EnableTagOverride && !slices.Equal(has.Tags, want.Tags) {
 		return false
+	}
+	left := foreign(has.Meta)
+	for k, v := range want.Meta {
+		if has.Meta[k] != v {
+			return false
+		}
+		delete(left, k)
+	}
+	if len(has.Meta) != len(want.Meta)+len(left) {
+		return false // a key of ours is no longer wanted
+	}
+	for _, c := range want.Checks {
+		if is := all.checks[c.CheckID]; is == nil || is.ServiceID != want.ID || is.Notes != c.Notes {
+			return false
+		}
 	}
 	if want.Proxy == nil {
 		return true

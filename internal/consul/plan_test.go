@@ -24,10 +24,13 @@ func wantWeb(change func(*Registration)) Registration {
 }
 
 // taken makes what the agent would list after these registrations.
-func taken(regs ...*api.AgentServiceRegistration) map[string]*api.AgentService {
-	m := make(map[string]*api.AgentService)
+func taken(regs ...*api.AgentServiceRegistration) registered {
+	m := registered{services: make(map[string]*api.AgentService), checks: make(map[string]*api.AgentCheck)}
 	for _, r := range regs {
-		m[r.ID] = &api.AgentService{Kind: r.Kind, ID: r.ID, Service: r.Name, Port: r.Port, Address: r.Address, Tags: r.Tags, Meta: r.Meta, Proxy: r.Proxy}
+		m.services[r.ID] = &api.AgentService{Kind: r.Kind, ID: r.ID, Service: r.Name, Port: r.Port, Address: r.Address, Tags: r.Tags, Meta: r.Meta, Proxy: r.Proxy}
+		for _, c := range r.Checks {
+			m.checks[c.CheckID] = &api.AgentCheck{CheckID: c.CheckID, ServiceID: r.ID, Notes: c.Notes}
+		}
 	}
 	return m
 }
@@ -44,10 +47,10 @@ func ids(p registrationPlan) (register []string) {
 func TestPlan(t *testing.T) {
 	const proxyID = "host-a-web-8080-sidecar-proxy"
 	web := wantWeb(nil)
-	mine := []*api.AgentServiceRegistration{service(&web, "host-a"), proxy(&web, "host-a", "web")}
+	mine := []*api.AgentServiceRegistration{service(&web, me, "web"), proxy(&web, me, proxyID, "web", false)}
 	foreign := &api.AgentServiceRegistration{ID: "app-7", Name: "web", Port: 8080}
-	other := wantWeb(func(r *Registration) { r.Service.Port = 9090; r.Service.ID = "web-b" })
-	others := []*api.AgentServiceRegistration{service(&other, "host-b"), proxy(&other, "host-b", "web-b")}
+	second := wantWeb(func(r *Registration) { r.Service.Port = 9090; r.Service.ID = "web-b" })
+	others := []*api.AgentServiceRegistration{service(&second, other, "web-b"), proxy(&second, other, "host-b-web-9090-sidecar-proxy", "web-b", false)}
 	for _, c := range []struct {
 		name       string
 		has        []*api.AgentServiceRegistration
@@ -75,14 +78,14 @@ func TestPlan(t *testing.T) {
 		{name: "id taken by somebody", has: []*api.AgentServiceRegistration{{ID: "web", Name: "shop", Port: 1}}, want: []Registration{web}, state: Failed, id: "web"},
 		{name: "proxy id taken by somebody", has: []*api.AgentServiceRegistration{{ID: proxyID, Name: "shop", Port: 1}}, want: []Registration{web}, state: Failed, id: "web"},
 		{name: "port moved", has: mine, want: []Registration{wantWeb(func(r *Registration) { r.PeerPort = 22000 })},
-			register: proxyID, state: Registered, id: "web"},
+			register: "web " + proxyID, state: Registered, id: "web"},
 		{name: "tags changed", has: mine, want: []Registration{wantWeb(func(r *Registration) { r.Service.Tags = nil })},
 			register: "web " + proxyID, state: Registered, id: "web"},
 		{name: "application port changed", has: mine, want: []Registration{wantWeb(func(r *Registration) { r.Service.Port = 8081 })},
 			register: "web host-a-web-8081-sidecar-proxy", deregister: proxyID, state: Registered, id: "web"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := plan(taken(c.has...), c.want, "host-a")
+			p := plan(taken(c.has...), c.want, me)
 			if got := strings.Join(ids(p), " "); got != c.register {
 				t.Errorf("registers %q, want %q", got, c.register)
 			}
@@ -102,7 +105,7 @@ func TestPlan(t *testing.T) {
 func TestPlanSameNameAndPortTwice(t *testing.T) {
 	a := wantWeb(nil)
 	b := wantWeb(func(r *Registration) { r.Service.ID = "web-b"; r.Service.Address = netip.MustParseAddr("127.0.0.2") })
-	p := plan(nil, []Registration{a, b}, "host-a")
+	p := plan(registered{}, []Registration{a, b}, me)
 	if p.entries[0].status.State != Registered || p.entries[1].status.State != Failed || len(p.entries[1].register) != 0 {
 		t.Errorf("%+v", p.statuses())
 	}
@@ -110,8 +113,8 @@ func TestPlanSameNameAndPortTwice(t *testing.T) {
 
 func TestRegistrationForms(t *testing.T) {
 	w := wantWeb(func(r *Registration) { r.PeerAddress = "" })
-	svc, prx := service(&w, "host-a"), proxy(&w, "host-a", "app-7")
-	if svc.Address != "" || svc.Check != nil || svc.Meta["version"] != "2" || !ours(taken(svc)["web"], "host-a") || ours(taken(svc)["web"], "host-b") {
+	svc, prx := service(&w, me, "web"), proxy(&w, me, "p", "app-7", true)
+	if svc.Address != "" || svc.Check != nil || svc.Meta["version"] != "2" || !(owner{node: "host-a"}).owns(taken(svc).services["web"]) || other.owns(taken(svc).services["web"]) {
 		t.Errorf("service %+v", svc)
 	}
 	if w.Service.Meta[metaMark] != "" {
@@ -122,14 +125,14 @@ func TestRegistrationForms(t *testing.T) {
 		t.Errorf("proxy %+v %+v", prx, prx.Proxy)
 	}
 	// Whoever dials must name the instance by the id this host knows.
-	if got := instance(taken(prx)[prx.ID]); got != "web" {
+	if got := instance(taken(prx).services[prx.ID]); got != "web" {
 		t.Errorf("others take the instance for %q, want web", got)
 	}
 	if prx.Checks[0].TCP != "127.0.0.1:21900" || prx.Checks[1].AliasService != "app-7" {
 		t.Errorf("checks %+v %+v", prx.Checks[0], prx.Checks[1])
 	}
 	lan := wantWeb(func(r *Registration) { r.Service.Address = netip.MustParseAddr("10.0.0.5") })
-	if a := service(&lan, "host-a").Address; a != "10.0.0.5" {
+	if a := service(&lan, me, "web").Address; a != "10.0.0.5" {
 		t.Errorf("address %q of a service that does not listen on loopback", a)
 	}
 }

@@ -2,6 +2,7 @@ package consul
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 )
@@ -16,8 +17,7 @@ const (
 	KindChain      Kind = "chain"      // how a service is to be reached
 	KindLeaf       Kind = "leaf"       // certificate of an identity
 	KindRoots      Kind = "roots"      // what to trust
-	KindIntentions Kind = "intentions" // who may call a service of this host
-	KindDefault    Kind = "default"    // what holds where no intention does, polled
+	KindIntentions Kind = "intentions" // who may call a service of this host, and what holds for others
 
 	KindRegistration Kind = "registration" // never a watch; for Denied
 )
@@ -36,6 +36,11 @@ type Status struct {
 
 	Queries  uint64 // requests ended since the start
 	Failures uint64 // those that failed, 4xx and unusable answers included
+	Writes   uint64 // registrations, deregistrations and removed checks
+
+	// Problems are files that cannot be used, with the reason. What was in
+	// force before them still is.
+	Problems []string
 
 	// Denied is what Consul refuses for want of rights, by kind, name,
 	// datacenter. It is empty again as soon as the right is there.
@@ -57,13 +62,14 @@ type Denied struct {
 	// Token says which token lacks it: the path of its file, or "the token of
 	// the configuration", or "no token".
 	Token string
+	Error string // Consul's own words
 	Since time.Time
 }
 
 // WatchStatus is one watch.
 type WatchStatus struct {
 	Kind       Kind
-	Name       string // service or query name, "" for roots and default
+	Name       string // service or query name, "" for the roots
 	Datacenter string
 
 	Index     uint64    // of the last believed answer; 0 for what is polled
@@ -115,6 +121,8 @@ type RegistrationStatus struct {
 	State     RegistrationState
 	Error     string
 	Confirmed time.Time // when Consul's agent was last seen to have it
+
+	key string // the same whatever ids are taken
 }
 
 // Status returns a copy of the current state. What Want was given is in it
@@ -126,7 +134,16 @@ func (c *Client) Status() Status {
 	var offered []Registration
 	c.mu.Lock()
 	for _, w := range c.watches {
-		s.Watches = append(s.Watches, w.status())
+		st, denied := w.status()
+		s.Watches = append(s.Watches, st)
+		if denied != nil {
+			s.Denied = append(s.Denied, *denied)
+		}
+	}
+	for _, t := range append([]*secret{c.via.token}, slices.SortedFunc(maps.Values(c.secrets), func(a, b *secret) int { return cmp.Compare(a.path, b.path) })...) {
+		if p := t.problem(); p != "" {
+			s.Problems = append(s.Problems, p)
+		}
 	}
 	if c.wanted != nil {
 		offered = c.wanted.Register
@@ -141,6 +158,11 @@ func (c *Client) Status() Status {
 	slices.SortFunc(s.Watches, func(a, b WatchStatus) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Datacenter, b.Datacenter))
 	})
-	s.Registrations = c.reg.status(offered)
+	var denied []Denied
+	s.Registrations, denied, s.Writes = c.reg.status(offered)
+	s.Denied = append(s.Denied, denied...)
+	slices.SortStableFunc(s.Denied, func(a, b Denied) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Datacenter, b.Datacenter))
+	})
 	return s
 }

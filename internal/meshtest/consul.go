@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -39,7 +40,7 @@ type ConsulOptions struct {
 	Persistent bool
 }
 
-// ConsulServer is a running `consul agent -dev` on ports of its own.
+// ConsulServer is a running Consul agent on ports of its own.
 type ConsulServer struct {
 	Address    string // of the HTTP API, HOST:PORT
 	Datacenter string // "dc1"
@@ -48,7 +49,8 @@ type ConsulServer struct {
 	t       testing.TB
 	binary  string
 	dir     string
-	o       ConsulOptions
+	dev     bool   // comes back empty
+	serf    uint16 // where others join
 	process *consulProcess
 }
 
@@ -102,32 +104,55 @@ func Consul(t testing.TB) *ConsulServer {
 // ConsulWith is Consul with options.
 func ConsulWith(t testing.TB, o ConsulOptions) *ConsulServer {
 	t.Helper()
-	s := &ConsulServer{t: t, binary: ConsulBinary(t), dir: t.TempDir(), o: o, Datacenter: "dc1"}
+	server := ""
+	if o.Persistent {
+		server = "server = true\nbootstrap_expect = 1\n"
+	}
+	s := newConsul(t, "meshtest", !o.Persistent, nil)
+	s.write("20-extra.hcl", server+o.HCL)
+	s.start()
+	return s
+}
+
+// consulTLS makes newConsul serve and ask by HTTPS.
+type consulTLS struct {
+	client *tls.Config
+	token  string
+}
+
+// newConsul makes an agent that is not started and has the basic configuration
+// only. Whoever calls it writes 20-extra.hcl.
+func newConsul(t testing.TB, node string, dev bool, secure *consulTLS) *ConsulServer {
+	t.Helper()
 	p := FreePorts(t, 3)
+	s := &ConsulServer{t: t, binary: ConsulBinary(t), dir: t.TempDir(), dev: dev, Datacenter: "dc1", serf: p[1]}
 	s.Address = fmt.Sprintf("127.0.0.1:%d", p[0])
+	plain, secured := int(p[0]), -1
+	// The library would take address and token from the environment.
+	transport := &http.Transport{}
+	config := &api.Config{Address: s.Address, Scheme: "http", HttpClient: &http.Client{Transport: transport}}
+	if secure != nil {
+		plain, secured = secured, plain
+		transport.TLSClientConfig = secure.client
+		config.Scheme, config.Token = "https", secure.token
+	}
 	hcl := fmt.Sprintf(`
-		node_name = "meshtest"
+		node_name = %q
 		bind_addr = "127.0.0.1"
 		client_addr = "127.0.0.1"
 		log_level = "warn"
 		disable_update_check = true
 		connect { enabled = true }
-		ports { http = %d dns = -1 grpc = -1 grpc_tls = -1 serf_lan = %d serf_wan = -1 server = %d }
-	`, p[0], p[1], p[2])
-	if o.Persistent {
+		ports { http = %d https = %d dns = -1 grpc = -1 grpc_tls = -1 serf_lan = %d serf_wan = -1 server = %d }
+	`, node, plain, secured, p[1], p[2])
+	if !dev {
 		hcl += fmt.Sprintf(`
-		server = true
-		bootstrap_expect = 1
 		performance { raft_multiplier = 1 }
 		data_dir = %q
 		`, filepath.Join(s.dir, "data"))
 	}
 	s.write("10-base.hcl", hcl)
-	s.write("20-extra.hcl", o.HCL)
-
-	// The library would take address and token from the environment.
-	transport := &http.Transport{}
-	client, err := api.NewClient(&api.Config{Address: s.Address, Scheme: "http", HttpClient: &http.Client{Transport: transport}})
+	client, err := api.NewClient(config)
 	if err != nil {
 		t.Fatalf("meshtest: consul client: %v", err)
 	}
@@ -139,7 +164,6 @@ func ConsulWith(t testing.TB, o ConsulOptions) *ConsulServer {
 			s.showLog()
 		}
 	})
-	s.start()
 	return s
 }
 
@@ -151,8 +175,15 @@ func (s *ConsulServer) write(name, text string) {
 
 func (s *ConsulServer) start() {
 	s.t.Helper()
+	s.launch()
+	s.await()
+}
+
+// launch starts the process without waiting for it.
+func (s *ConsulServer) launch() {
+	s.t.Helper()
 	args := []string{"agent", "-config-file", filepath.Join(s.dir, "10-base.hcl"), "-config-file", filepath.Join(s.dir, "20-extra.hcl")}
-	if !s.o.Persistent {
+	if s.dev {
 		args = append(args, "-dev")
 	}
 	p, err := startConsul(s.binary, filepath.Join(s.dir, "log"), args)
@@ -160,6 +191,12 @@ func (s *ConsulServer) start() {
 		s.t.Fatalf("meshtest: start consul: %v", err)
 	}
 	s.process = p
+}
+
+// await returns when the agent has a leader, a CA and a catalog to talk about.
+func (s *ConsulServer) await() {
+	s.t.Helper()
+	p := s.process
 	ctx, cancel := context.WithTimeout(context.Background(), startPatience)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)

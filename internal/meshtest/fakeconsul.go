@@ -1,6 +1,7 @@
 package meshtest
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
@@ -42,6 +43,12 @@ type FakeConsul struct {
 	stated   map[serviceIn][]*api.ServiceEntry
 	local    map[string]*api.AgentServiceRegistration
 	checks   map[string]string // by service id: status other than passing
+	resting  map[string]string // services in maintenance, by id, with the reason
+	dropped  map[string]bool   // checks that were removed one by one
+	chains   map[string]any    // by service, what /v1/discovery-chain answers
+	allow    bool              // what holds where no intention does
+	intended map[string][]*api.Intention
+	queries  map[string]any // by name, what execute answers
 	faults   []*brokenPath
 	requests []string // METHOD PATH
 	tokens   map[string]int
@@ -57,7 +64,8 @@ func NewFakeConsul(t testing.TB) *FakeConsul {
 		t: t, Datacenter: "dc1", index: firstIndex, changed: make(chan struct{}),
 		leafs: make(map[string]*api.LeafCert), stated: make(map[serviceIn][]*api.ServiceEntry),
 		local: make(map[string]*api.AgentServiceRegistration), checks: make(map[string]string),
-		tokens: make(map[string]int),
+		tokens: make(map[string]int), resting: make(map[string]string), dropped: make(map[string]bool),
+		chains: make(map[string]any), intended: make(map[string][]*api.Intention), queries: make(map[string]any), allow: true,
 	}
 	f.ca = NewCA(t, "11111111-2222-3333-4444-555555555555.consul", f.Datacenter)
 	f.roots = []*CA{f.ca}
@@ -168,6 +176,69 @@ func (f *FakeConsul) SetCheck(id, status string) {
 	f.change(func() { f.checks[id] = status })
 }
 
+// SetMaintenance puts a registered service into maintenance for a reason, or
+// takes it out with "".
+func (f *FakeConsul) SetMaintenance(id, reason string) {
+	f.change(func() {
+		if f.resting[id] = reason; reason == "" {
+			delete(f.resting, id)
+		}
+	})
+}
+
+// Maintenance returns the services in maintenance, by id, with the reason.
+func (f *FakeConsul) Maintenance() map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.resting)
+}
+
+// ForgetAll is an agent that comes back without any local service, check or
+// maintenance.
+func (f *FakeConsul) ForgetAll() {
+	f.change(func() { clear(f.local); clear(f.checks); clear(f.resting); clear(f.dropped) })
+}
+
+// SetChain replaces the whole answer of /v1/discovery-chain/SERVICE, nil for
+// the one that a service without configuration entries has.
+func (f *FakeConsul) SetChain(service string, answer any) {
+	f.change(func() { f.chains[service] = answer })
+}
+
+// DefaultChain is what Consul compiles of no configuration entry at all.
+func (f *FakeConsul) DefaultChain(service, protocol string) *api.DiscoveryChainResponse {
+	id := service + ".default.default." + f.Datacenter
+	return &api.DiscoveryChainResponse{Chain: &api.CompiledDiscoveryChain{
+		ServiceName: service, Namespace: "default", Datacenter: f.Datacenter, Default: true, Protocol: protocol, StartNode: "resolver:" + id,
+		Nodes: map[string]*api.DiscoveryGraphNode{"resolver:" + id: {
+			Type: api.DiscoveryGraphNodeTypeResolver, Name: id,
+			Resolver: &api.DiscoveryResolver{Default: true, ConnectTimeout: 5 * time.Second, Target: id},
+		}},
+		Targets: map[string]*api.DiscoveryTarget{id: {ID: id, Service: service, Namespace: "default", Datacenter: f.Datacenter}},
+	}}
+}
+
+// SetIntentions states who may call a service, in the order of evaluation.
+func (f *FakeConsul) SetIntentions(service string, in ...*api.Intention) {
+	f.change(func() { f.intended[service] = in })
+}
+
+// SetDefault says what holds where no intention does. At first everything is
+// allowed, as in a Consul without ACLs.
+func (f *FakeConsul) SetDefault(allow bool) {
+	f.change(func() { f.allow = allow })
+}
+
+// SetQuery states what a prepared query finds: a service, in a datacenter.
+func (f *FakeConsul) SetQuery(name, service, datacenter string, entries ...*api.ServiceEntry) {
+	if entries == nil {
+		entries = []*api.ServiceEntry{}
+	}
+	f.change(func() {
+		f.queries[name] = map[string]any{"Service": service, "Datacenter": datacenter, "Nodes": entries}
+	})
+}
+
 // CA returns the CA that signs leafs now.
 func (f *FakeConsul) CA() *CA {
 	f.mu.Lock()
@@ -259,6 +330,55 @@ func (f *FakeConsul) handler() http.Handler {
 		}
 		writeJSON(w, all)
 	})
+	mux.HandleFunc("GET /v1/agent/checks", func(w http.ResponseWriter, _ *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		writeJSON(w, f.localChecks())
+	})
+	mux.HandleFunc("PUT /v1/agent/check/deregister/{id}", func(w http.ResponseWriter, r *http.Request) {
+		f.change(func() { f.dropped[r.PathValue("id")] = true })
+	})
+	mux.HandleFunc("PUT /v1/agent/service/maintenance/{id}", func(w http.ResponseWriter, r *http.Request) {
+		reason := ""
+		if r.URL.Query().Get("enable") == "true" {
+			reason = cmp.Or(r.URL.Query().Get("reason"), "Maintenance mode is enabled")
+		}
+		f.SetMaintenance(r.PathValue("id"), reason)
+	})
+	mux.HandleFunc("GET /v1/discovery-chain/{name}", f.blocking(func(r *http.Request) any {
+		name := r.PathValue("name")
+		if chain := f.chains[name]; chain != nil {
+			return chain
+		}
+		return f.DefaultChain(name, "tcp")
+	}))
+	mux.HandleFunc("GET /v1/connect/intentions/match", f.blocking(func(r *http.Request) any {
+		name := r.URL.Query().Get("name")
+		return map[string][]*api.Intention{name: f.intended[name]}
+	}))
+	mux.HandleFunc("GET /v1/connect/intentions/check", func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		allowed := f.allow
+		source := r.URL.Query().Get("source")
+		for _, in := range f.intended[r.URL.Query().Get("destination")] {
+			if in.SourceName == source || in.SourceName == "*" {
+				allowed = in.Action == api.IntentionActionAllow
+				break
+			}
+		}
+		writeJSON(w, map[string]bool{"Allowed": allowed})
+	})
+	mux.HandleFunc("GET /v1/query/{name}/execute", func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		found := f.queries[r.PathValue("name")]
+		if found == nil {
+			http.Error(w, "Query not found", http.StatusNotFound)
+			return
+		}
+		writeJSON(w, found)
+	})
 	mux.HandleFunc("PUT /v1/agent/service/register", func(w http.ResponseWriter, r *http.Request) {
 		var reg api.AgentServiceRegistration
 		if err := json.NewDecoder(r.Body).Decode(&reg); err != nil || reg.Name == "" {
@@ -268,7 +388,15 @@ func (f *FakeConsul) handler() http.Handler {
 		if reg.ID == "" {
 			reg.ID = reg.Name
 		}
-		f.change(func() { f.local[reg.ID] = &reg })
+		f.change(func() {
+			f.local[reg.ID] = &reg
+			for _, c := range reg.Checks {
+				delete(f.dropped, c.CheckID)
+			}
+			if r.URL.Query().Has("replace-existing-checks") {
+				delete(f.resting, reg.ID) // it is a check like others
+			}
+		})
 	})
 	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", func(w http.ResponseWriter, r *http.Request) {
 		id := r.PathValue("id")
@@ -276,6 +404,7 @@ func (f *FakeConsul) handler() http.Handler {
 		f.change(func() {
 			_, known = f.local[id]
 			delete(f.local, id)
+			delete(f.resting, id)
 		})
 		if !known {
 			http.Error(w, fmt.Sprintf("Unknown service ID %q", id), http.StatusNotFound)
@@ -354,15 +483,37 @@ func (f *FakeConsul) health(name, datacenter string) []*api.ServiceEntry {
 		if reg.Kind != api.ServiceKindConnectProxy || reg.Proxy == nil || reg.Proxy.DestinationServiceName != name {
 			continue
 		}
-		status := api.HealthPassing
-		if s := f.checks[id]; s != "" {
-			status = s
-		}
+		status := f.status(id)
 		all = append(all, &api.ServiceEntry{
 			Node:    &api.Node{Node: "fake", Address: "127.0.0.1", Datacenter: f.Datacenter},
 			Service: agentService(reg),
 			Checks:  api.HealthChecks{{CheckID: "service:" + id, ServiceID: id, Status: status}},
 		})
+	}
+	return all
+}
+
+// status is that of a service's checks. f.mu is held.
+func (f *FakeConsul) status(id string) string {
+	if reg := f.local[id]; f.resting[id] != "" || reg != nil && reg.Proxy != nil && f.resting[reg.Proxy.DestinationServiceID] != "" {
+		return api.HealthCritical
+	}
+	return cmp.Or(f.checks[id], api.HealthPassing)
+}
+
+// localChecks lists the agent's checks. f.mu is held.
+func (f *FakeConsul) localChecks() map[string]*api.AgentCheck {
+	all := make(map[string]*api.AgentCheck)
+	for id, reg := range f.local {
+		for _, c := range reg.Checks {
+			if !f.dropped[c.CheckID] {
+				all[c.CheckID] = &api.AgentCheck{CheckID: c.CheckID, Name: c.Name, ServiceID: id, Notes: c.Notes, Status: f.status(id)}
+			}
+		}
+		if reason := f.resting[id]; reason != "" {
+			check := "_service_maintenance:" + id
+			all[check] = &api.AgentCheck{CheckID: check, ServiceID: id, Notes: reason, Status: api.HealthCritical}
+		}
 	}
 	return all
 }
@@ -381,9 +532,14 @@ func (f *FakeConsul) rootList() *api.CARootList {
 }
 
 func agentService(reg *api.AgentServiceRegistration) *api.AgentService {
+	weights := api.AgentWeights{Passing: 1, Warning: 1}
+	if reg.Weights != nil {
+		weights = *reg.Weights
+	}
 	return &api.AgentService{
+		TaggedAddresses: reg.TaggedAddresses, EnableTagOverride: reg.EnableTagOverride,
 		Kind: reg.Kind, ID: reg.ID, Service: reg.Name, Tags: reg.Tags, Meta: reg.Meta, Port: reg.Port,
-		Address: reg.Address, Weights: api.AgentWeights{Passing: 1, Warning: 1}, Proxy: reg.Proxy, Connect: reg.Connect,
+		Address: reg.Address, Weights: weights, Proxy: reg.Proxy, Connect: reg.Connect,
 	}
 }
 
