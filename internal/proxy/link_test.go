@@ -615,6 +615,9 @@ func TestLinkLost(t *testing.T) {
 				gets(t, "client", c, "hello")
 			}
 		}
+		if !eventually(func() bool { return p.a.Upstreams()[0].Requests == int64(len(clients)) }) {
+			t.Fatal("not all connections were taken")
+		}
 		for _, l := range links {
 			l.tcp().SetLinger(0)
 			l.tcp().Close()
@@ -684,7 +687,14 @@ func TestLinkDials(t *testing.T) {
 				t.Cleanup(func() { c.Close() })
 			}
 		}, HandshakeFailed, "handshake_failed"},
-		{"shakes hands and does not greet", func(t *testing.T, p *rawPeer) { p.shake() }, ConnectFailed, "timeout"},
+		{"shakes hands and does not greet", func(t *testing.T, p *rawPeer) {
+			if c, err := p.Accept(); err == nil {
+				cfg := p.store.ServerConfig(func(string) bool { return true })
+				cfg.NextProtos = []string{wire.ALPN}
+				go tls.Server(c, cfg).Handshake()
+				t.Cleanup(func() { c.Close() })
+			}
+		}, ConnectFailed, "timeout"},
 		{"speaks no meshd/1", func(t *testing.T, p *rawPeer) {
 			if c, err := p.Accept(); err == nil {
 				cfg := p.store.ServerConfig(func(string) bool { return true })

@@ -328,3 +328,30 @@ func files(t *testing.T) int {
 	}
 	return len(entries)
 }
+
+// TestListenerBack takes an upstream away and brings it back before its loop has
+// had time to close the listener.
+func TestListenerBack(t *testing.T) {
+	p := newPair(t, 1, mesh.HTTP, meshtest.HTTPEcho(t, "world").Addr)
+	with := p.a.picture.Load().snap
+	spec := p.a.spec
+	spec.Upstreams = nil
+	without, err := mesh.Compile(mesh.CompileInput{Generation: 2, Spec: &spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		p.a.workers[0].loop.Post(func() { time.Sleep(5 * time.Millisecond) })
+		p.a.Prepare(without)
+		p.a.Publish(without)
+		for _, l := range p.a.Prepare(with) {
+			if l.Err != nil {
+				t.Fatal(l.Err)
+			}
+		}
+		p.a.Publish(with)
+		if code, _, _ := get(t, "http://"+p.addr+"/"); code != 200 {
+			t.Fatal(code)
+		}
+	}
+}
