@@ -49,6 +49,7 @@ func TestBadConfigurationIsRefusedAndTrafficUntouched(t *testing.T) {
 	generation := a.status().Generation
 	for _, bad := range badFiles {
 		t.Run(bad.name, func(t *testing.T) {
+			a := a.in(t)
 			other := newHost(t, "host-c", a.trust)
 			other.write(body + bad.body)
 			code, stdout, stderr := execute(t, "meshd", "-config", other.path())

@@ -56,6 +56,7 @@ func TestPeersWithWrongCertificatesAreRefused(t *testing.T) {
 		badLeaf{"another service", []string{"wrong_service"}, consul.CA().Leaf(t, "db", nil)})
 	for i, bad := range all {
 		t.Run("called: "+bad.name, func(t *testing.T) {
+			a := a.in(t)
 			before := handshakes(a, bad.reasons)
 			peer := tlsPeer(t, bad.leaf)
 			id := fmt.Sprintf("bad-%d", i)
@@ -81,6 +82,7 @@ func TestPeersWithWrongCertificatesAreRefused(t *testing.T) {
 	callers := append(badLeafs(t, consul.CA(), "web"), badLeaf{"none", []string{"no_certificate"}, tls.Certificate{}})
 	for _, bad := range callers {
 		t.Run("calling: "+bad.name, func(t *testing.T) {
+			b := b.in(t)
 			before := handshakes(b, bad.reasons)
 			from, err := dialPeer(b, consul.CA(), bad.leaf)
 			if err == nil {

@@ -53,6 +53,7 @@ func TestThreeInstancesThroughConsul(t *testing.T) {
 	})
 
 	t.Run("the name leads there", func(t *testing.T) {
+		a := a.in(t)
 		ctx := context.Background()
 		ips, err := a.resolver().LookupNetIP(ctx, "ip4", "world.mesh.internal.")
 		if err != nil || len(ips) != 1 {
@@ -96,11 +97,14 @@ func TestThreeInstancesThroughConsul(t *testing.T) {
 			}
 		}
 	})
-	t.Run("certificates are of Consul's CA", func(t *testing.T) { checkIssuer(t, consul, a, b) })
+	t.Run("certificates are of Consul's CA", func(t *testing.T) {
+		checkIssuer(t, consul, a.in(t), b.in(t))
+	})
 
 	l := startLoad(t, a.url("world"), 200)
 	l.await(100)
 	t.Run("an instance leaves Consul", func(t *testing.T) {
+		a := a.in(t)
 		// As its operator would, who keeps it running until nobody calls.
 		w1 := fmt.Sprintf("host-b-world-%d-sidecar-proxy", apps[0].Port())
 		gone := time.Now()
@@ -125,6 +129,7 @@ func TestThreeInstancesThroughConsul(t *testing.T) {
 		measureLeft(t, a, l, "w1", gone, "deregistered in Consul")
 	})
 	t.Run("an instance leaves its host", func(t *testing.T) {
+		a, b := a.in(t), b.in(t)
 		b.write(trio(apps, 1))
 		gone := time.Now()
 		if code, _, errs := b.ctl("reload"); code != 0 {

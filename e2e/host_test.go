@@ -49,6 +49,12 @@ func viaConsul(address string) string {
 	return fmt.Sprintf("consul { address = %q }\n", address)
 }
 
+// in returns the host for a subtest: what fails there fails that.
+func (h host) in(t *testing.T) *host {
+	h.t = t
+	return &h
+}
+
 func (h *host) path() string   { return filepath.Join(h.dir, "meshd.hcl") }
 func (h *host) socket() string { return filepath.Join(h.dir, "s") }
 

@@ -34,7 +34,7 @@ func TestMalformedHTTPIsNotForwarded(t *testing.T) {
 		{"200 fields", "GET / HTTP/1.1\r\nHost: api\r\n" + strings.Repeat("X: y\r\n", 200) + "\r\n", 431},
 		{"no HTTP", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400},
 	} {
-		t.Run(c.name, func(t *testing.T) { malformed(t, a, app, c.request, c.status) })
+		t.Run(c.name, func(t *testing.T) { malformed(t, a.in(t), app, c.request, c.status) })
 	}
 	expectApp(t, a.url("api"), "api") // and goes on serving
 }

@@ -18,6 +18,7 @@ func TestMeshctlOnALiveAgent(t *testing.T) {
 	a, _, body, _ := pair(t, "")
 	expectApp(t, a.url("api"), "api")
 	t.Run("status", func(t *testing.T) {
+		a := a.in(t)
 		code, stdout, stderr := a.ctl("status")
 		want := []string{"UPSTREAM", "api", a.address("api"), "1/1", "closed", "SERVICE", "web", "CERTIFICATE", "spiffe://", "CATALOG", "generation 1"}
 		if code != 0 || stderr != "" || !containsAll(stdout, want) {
@@ -28,6 +29,7 @@ func TestMeshctlOnALiveAgent(t *testing.T) {
 		}
 	})
 	t.Run("documents", func(t *testing.T) {
+		a := a.in(t)
 		code, stdout, _ := a.ctl("status", "-o", "json")
 		var s admin.Status
 		if err := json.Unmarshal([]byte(stdout), &s); err != nil || code != 0 || len(s.Upstreams) != 1 || s.PID != a.pid {
@@ -45,6 +47,7 @@ func TestMeshctlOnALiveAgent(t *testing.T) {
 		}
 	})
 	t.Run("reload", func(t *testing.T) {
+		a := a.in(t)
 		if code, stdout, _ := a.ctl("reload"); code != 0 || !strings.Contains(stdout, "nothing changed") {
 			t.Errorf("nothing changed: exit %d, %s", code, stdout)
 		}
@@ -71,6 +74,7 @@ func TestMeshctlOnALiveAgent(t *testing.T) {
 		}
 	})
 	t.Run("SIGHUP", func(t *testing.T) {
+		a := a.in(t)
 		generation := a.status().Generation
 		a.write(body)
 		a.signal(syscall.SIGHUP)
@@ -94,6 +98,7 @@ func TestMeshctlOnALiveAgent(t *testing.T) {
 		expectApp(t, a.url("api"), "api")
 	})
 	t.Run("validate", func(t *testing.T) {
+		a := a.in(t)
 		a.write(body)
 		if code, stdout, _ := execute(t, "meshctl", "validate", a.path()); code != 0 || !strings.Contains(stdout, "good") {
 			t.Errorf("exit %d, %s", code, stdout)
@@ -103,6 +108,7 @@ func TestMeshctlOnALiveAgent(t *testing.T) {
 		}
 	})
 	t.Run("stop", func(t *testing.T) {
+		a := a.in(t)
 		a.stop()
 		if code, _, stderr := a.ctl("status"); code != 3 || !strings.Contains(stderr, "systemctl status meshd") {
 			t.Errorf("exit %d, %s", code, stderr)
