@@ -265,6 +265,12 @@ type Catalog struct {
 	Registrations []Registration `json:"registrations,omitzero"`
 	// Denied lists what the token may not do.
 	Denied []Denied `json:"denied,omitzero"`
+	// Unusable are files of the consul block that cannot be used, with the
+	// reason and with what is in force instead.
+	Unusable []string `json:"unusable_files,omitempty"`
+	// Stored is when the last good picture was written to disk, for a start
+	// without Consul; zero when there is none.
+	Stored time.Time `json:"stored,omitzero"`
 }
 
 // Watch is one blocking query, or one that is repeated.
@@ -280,6 +286,9 @@ type Watch struct {
 	Queries    uint64    `json:"queries"`           // ended since the start
 	Errors     uint64    `json:"errors"`            // those that failed or were not believed
 	Resets     uint64    `json:"resets"`            // how often the index went back
+	// Held is how many endpoints are used although their nodes are gone by
+	// Consul's gossip, see stale { shrink_after }.
+	Held int `json:"held,omitempty"`
 	// Serves names the upstreams or services that need it, "upstream api".
 	Serves []string `json:"serves,omitempty"`
 }
@@ -297,9 +306,16 @@ type Registration struct {
 
 // Denied is a right that the token lacks.
 type Denied struct {
+	Kind       string `json:"kind"` // as Watch.Kind, or registration
+	Name       string `json:"name,omitempty"`
+	Datacenter string `json:"datacenter,omitempty"`
+
 	What string `json:"what"`           // that was refused: "endpoints of service api"
 	Hurt string `json:"hurt,omitempty"` // whom: `upstream "api"`, `service "web"`
 	Rule string `json:"rule,omitempty"` // that would allow it: `service "api" { policy = "read" }`
+	// Token says which one lacks it: the path of its file, or words.
+	Token string    `json:"token,omitempty"`
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Listener is a port of the agent itself.

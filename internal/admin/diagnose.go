@@ -42,7 +42,7 @@ func Diagnose(s *Status) []Problem {
 		d.upstream(&s.Upstreams[i])
 	}
 	for i := range s.Services {
-		d.service(&s.Services[i])
+		d.service(&s.Services[i], &s.Catalog)
 	}
 	for _, l := range s.Loops {
 		if l.Load > busyLoop {
@@ -118,7 +118,8 @@ func (d *diagnosis) identity(s *Status) {
 	for _, m := range id.Missing {
 		d.err(fmt.Sprintf("service %q has no certificate", m), id.Error, next)
 	}
-	if id.Error != "" && id.Roots > 0 && len(id.Missing) == 0 {
+	denied := s.Catalog.denies("leaf", "") || s.Catalog.denies("roots", "")
+	if id.Error != "" && id.Roots > 0 && len(id.Missing) == 0 && !denied {
 		d.warn("certificates cannot be renewed", id.Error, next)
 	}
 }
@@ -140,20 +141,73 @@ func (d *diagnosis) catalog(s *Status) {
 	if c.Source == "" || c.Source == "static" {
 		return
 	}
+	for _, u := range c.Unusable {
+		d.warn("a file that the consul block names cannot be used", u, "mend it, it is read again by itself")
+	}
 	if !c.Reachable {
-		why := c.Error
-		if c.Age > 0 {
-			why = strings.TrimPrefix(fmt.Sprintf("%s; the endpoints in use were confirmed %s ago", why, c.Age.Duration().Round(time.Second)), "; ")
-		}
-		d.warn(fmt.Sprintf("Consul at %s cannot be reached", c.Address), why, "systemctl status consul; curl http://"+c.Address+"/v1/status/leader")
+		d.unreachable(c)
 		return // every watch would say the same again
 	}
+	for _, r := range c.Denied {
+		d.denied(&r)
+	}
 	for _, w := range c.Watches {
-		if w.Error != "" {
-			d.warn(strings.TrimSpace(fmt.Sprintf("watch of %s %s", w.Kind, w.Name))+" gets errors from Consul", w.Error, "")
+		if w.Error != "" && !c.denies(w.Kind, w.Name) {
+			d.warn(strings.TrimSpace(fmt.Sprintf("watch of %s %s", w.Kind, w.Name))+" gets errors from Consul", w.Error, "meshctl catalog")
 		}
 	}
+	if !c.StaleSince.IsZero() {
+		d.warn("what Consul says is stale since "+moment(c.StaleSince), c.old(), "meshctl catalog")
+	}
 }
+
+func (d *diagnosis) unreachable(c *Catalog) {
+	what := fmt.Sprintf("Consul at %s cannot be reached", c.Address)
+	if !c.UnreachableSince.IsZero() {
+		what += " since " + moment(c.UnreachableSince)
+	}
+	why := c.Error
+	if c.Age > 0 {
+		why = strings.TrimPrefix(why+"; "+c.old(), "; ")
+	}
+	next := "systemctl status consul; meshctl catalog"
+	if !strings.Contains(c.Address, "/") {
+		next = "systemctl status consul; curl http://" + c.Address + "/v1/status/leader"
+	}
+	d.warn(what, why, next)
+}
+
+// old says how old the facts in use are, and for how long they will be used.
+func (c *Catalog) old() string {
+	s := fmt.Sprintf("what is in use was confirmed %s ago", c.Age.Duration().Round(time.Second))
+	if c.DropAfter > 0 {
+		s += fmt.Sprintf(" and is dropped after %s", c.DropAfter.Duration())
+	}
+	return s
+}
+
+// denies tells whether a missing right explains why there is trouble with what
+// is asked for; name "" is any.
+func (c *Catalog) denies(kind, name string) bool {
+	return slices.ContainsFunc(c.Denied, func(r Denied) bool { return r.Kind == kind && (name == "" || r.Name == name) })
+}
+
+func (d *diagnosis) denied(r *Denied) {
+	why := "it hurts " + r.Hurt
+	if r.Hurt == "" {
+		why = ""
+	}
+	if r.Rule != "" {
+		why = strings.TrimPrefix(why+"; needed: "+r.Rule, "; ")
+	}
+	if r.Token != "" {
+		why = strings.TrimPrefix(why+"; lacking it: "+r.Token, "; ")
+	}
+	d.err("Consul denies "+r.What, why, "meshctl consul policy")
+}
+
+// moment writes a time as the journal does, so that both can be compared.
+func moment(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 func (d *diagnosis) upstream(u *Upstream) {
 	name := fmt.Sprintf("upstream %q", u.Name)
@@ -161,6 +215,14 @@ func (d *diagnosis) upstream(u *Upstream) {
 		if b.State == BindFailed {
 			d.err(fmt.Sprintf("%s does not listen on %s", name, b.Address), b.Error, portHolder(b.Address))
 		}
+	}
+	if u.Refused != "" {
+		next := "meshctl config explain " + u.Name
+		if !u.StaleSince.IsZero() {
+			next = "meshctl catalog"
+		}
+		d.err(name+" is refused, nothing is forwarded", u.Refused, next)
+		return
 	}
 	open, usable := 0, 0
 	for _, e := range u.Endpoints {
@@ -193,12 +255,17 @@ func (d *diagnosis) upstream(u *Upstream) {
 	d.rates(name, &u.Rates)
 }
 
-func (d *diagnosis) service(s *Service) {
+func (d *diagnosis) service(s *Service, c *Catalog) {
 	name := fmt.Sprintf("service %q", s.ID)
-	if s.Error != "" {
+	if s.Error != "" && !c.denies("registration", s.Name) {
 		d.warn(name+" is not registered as it should be", s.Error, "")
 	}
-	if len(s.Allow) == 0 {
+	switch {
+	case s.Intentions == IntentionsUnknown:
+		if !c.denies("intentions", s.Name) {
+			d.err(name+" lets nobody in", "Consul has not said who may call it", "meshctl catalog")
+		}
+	case s.Intentions == "" && len(s.Allow) == 0:
 		where := ""
 		if s.Defined != "" {
 			where = " at " + s.Defined

@@ -6,6 +6,18 @@ import (
 	"time"
 )
 
+// What a missing right hurts, which rule would give it, and the next command.
+func TestDiagnoseOfAMissingRight(t *testing.T) {
+	s := healthy()
+	s.Catalog.Denied = []Denied{{Kind: "service", Name: "api", What: "endpoints of api", Hurt: `upstream "api"`, Rule: `service "api" { policy = "read" }`, Token: "/etc/token"}}
+	got := Diagnose(s)
+	want := Problem{SeverityError, "Consul denies endpoints of api",
+		`it hurts upstream "api"; needed: service "api" { policy = "read" }; lacking it: /etc/token`, "meshctl consul policy"}
+	if len(got) != 1 || got[0] != want {
+		t.Errorf("found %+v, want %+v", got, want)
+	}
+}
+
 // healthy is a status nobody has to look at.
 func healthy() *Status {
 	return &Status{
@@ -45,7 +57,27 @@ func TestDiagnose(t *testing.T) {
 		"late":              {func(s *Status) { s.Certificates[0].Remaining = Seconds(time.Hour) }, `warning the certificate of "web" was not renewed`},
 		"consul away":       {func(s *Status) { s.Catalog.Reachable = false }, "warning Consul at 127.0.0.1:8500 cannot be reached"},
 		"static needs none": {func(s *Status) { s.Catalog = Catalog{Source: "static"} }, ""},
-		"watch":             {func(s *Status) { s.Catalog.Watches = []Watch{{Kind: "service", Name: "x", Error: "403"}} }, "warning watch of service x"},
+		"consul away since": {func(s *Status) {
+			s.Catalog.Reachable, s.Catalog.UnreachableSince, s.Catalog.StaleSince = false, time.Unix(3600, 0), time.Unix(60, 0)
+		}, "warning Consul at 127.0.0.1:8500 cannot be reached since 1970-01-01"},
+		"stale": {func(s *Status) { s.Catalog.StaleSince = time.Unix(3600, 0) }, "warning what Consul says is stale since 1970-01-01"},
+		"denied": {func(s *Status) {
+			s.Catalog.Denied = []Denied{{Kind: "service", Name: "x", What: "endpoints of x", Hurt: "upstream x", Rule: "r"}}
+			s.Catalog.Watches = []Watch{{Kind: "service", Name: "x", Error: "403"}}
+		}, "error Consul denies endpoints of x"},
+		"leaf denied": {func(s *Status) {
+			s.Catalog.Denied = []Denied{{Kind: "leaf", Name: "web", What: "the certificate of web"}}
+			s.Identity.Error = "403"
+		}, "error Consul denies the certificate of web"},
+		"registration denied": {func(s *Status) {
+			s.Catalog.Denied = []Denied{{Kind: "registration", Name: "web", What: "the registration of web"}}
+			s.Services[0].Error = "403"
+		}, "error Consul denies the registration of web"},
+		"token file":   {func(s *Status) { s.Catalog.Unusable = []string{"x is empty"} }, "warning a file that the consul block names"},
+		"refused":      {func(s *Status) { up(s).Refused, up(s).Healthy = "Consul has a splitter for it", 0 }, `error upstream "inventory" is refused`},
+		"intentions":   {func(s *Status) { s.Services[0].Allow, s.Services[0].Intentions = nil, IntentionsKnown }, ""},
+		"no intention": {func(s *Status) { s.Services[0].Intentions = IntentionsUnknown }, `error service "web" lets nobody in`},
+		"watch":        {func(s *Status) { s.Catalog.Watches = []Watch{{Kind: "service", Name: "x", Error: "403"}} }, "warning watch of service x"},
 		"port taken": {func(s *Status) { up(s).Binds[0] = Bind{Address: "127.77.1.2:8080", State: BindFailed, Error: "in use"} },
 			`error upstream "inventory" does not listen on 127.77.1.2:8080`},
 		"unknown":       {func(s *Status) { up(s).Known = false }, `error upstream "inventory" waits for the catalog`},

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,6 +72,7 @@ type Agent struct {
 	stored    stored
 	publisher publisher
 	rates     rates
+	queries   queries
 	view      atomic.Pointer[view] // nil until the first picture
 	draining  atomic.Bool
 
@@ -147,7 +149,14 @@ func (a *Agent) newConsul() (*consul.Client, error) {
 	c := a.boot.Consul
 	o := consul.Options{
 		Address: c.Address, Datacenter: c.Datacenter, Node: a.boot.Agent.NodeName, Log: part(a.log, "consul"),
+		TokenFile: c.TokenFile, Stale: consul.Stale{ShrinkAfter: c.Stale.ShrinkAfter},
 		OnService: a.catalog.put, OnChain: a.catalog.putChain, OnIntentions: a.catalog.putIntentions,
+	}
+	if t := c.TLS; t.Enabled {
+		o.TLS = consul.TLS{CAFile: t.CAFile, CertFile: t.CertFile, KeyFile: t.KeyFile, ServerName: t.ServerName}
+		if !strings.Contains(o.Address, "://") {
+			o.Address = "https://" + o.Address // an empty block names no file
+		}
 	}
 	if a.boot.Identity.Provider == "consul" {
 		o.OnLeaf = func(service string, leaf tls.Certificate) error { return a.identity.SetLeaf(service, leaf) }

@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"meshd/internal/mesh"
-	"meshd/internal/snapshot"
 )
 
 // catalog collects what Consul's watches say, one service at a time, until the
@@ -79,13 +78,12 @@ func (c *catalog) retain(wanted []mesh.ServiceKey, offered []string) {
 	maps.DeleteFunc(c.intentions, func(service string, _ mesh.Intentions) bool { return !slices.Contains(offered, service) })
 }
 
-// complete reports whether the registry has stated every wanted service since
-// the start.
-func (c *catalog) complete(wanted []mesh.ServiceKey) bool {
+// has reports whether something is known of every wanted service.
+func (c *catalog) has(wanted []mesh.ServiceKey) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range wanted {
-		if s, ok := c.services[k]; !ok || s.Source == snapshot.Source {
+		if _, ok := c.services[k]; !ok {
 			return false
 		}
 	}

@@ -39,7 +39,7 @@ func TestConsul(t *testing.T) {
 		t.Errorf("without Consul: %d, meshd-error %q, %v", status, header.Get("meshd-error"), err)
 	}
 	ok, waiting := a.agent.Ready()
-	if want := []string{"trusted roots", "certificate of service web", "catalog of upstream api"}; ok || !slices.Equal(waiting, want) {
+	if want := []string{"trusted roots", "certificate of service web", "catalog of upstream api", "intentions of service web"}; ok || !slices.Equal(waiting, want) {
 		t.Errorf("waits for %q, want %q", waiting, want)
 	}
 	if s := a.status(); s.Catalog.Reachable || s.Catalog.Error == "" || s.Upstreams[0].Known {

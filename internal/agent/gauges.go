@@ -2,7 +2,6 @@ package agent
 
 import (
 	"strings"
-	"time"
 
 	"meshd/internal/consul"
 	"meshd/internal/mesh"
@@ -29,7 +28,8 @@ func (a *Agent) gauges() telemetry.Gauges {
 	var c consul.Status
 	if a.consul != nil {
 		c = a.consul.Status()
-		g.Consul = telemetry.ConsulGauge{Used: true, Reachable: c.Reachable, Queries: c.Queries - c.Failures, Errors: c.Failures}
+		g.Consul = a.consulGauge(&c)
+		g.StoredTime, _ = a.storedState()
 	}
 	v := a.view.Load()
 	if v == nil {
@@ -53,7 +53,7 @@ func (a *Agent) gauges() telemetry.Gauges {
 		if o == nil {
 			continue // a newer picture than v
 		}
-		u := telemetry.UpstreamGauge{Name: o.Name, Healthy: o.Healthy, Total: len(o.Endpoints)}
+		u := telemetry.UpstreamGauge{Name: o.Name, Healthy: o.Healthy, Total: len(o.Endpoints), Refused: o.Refused != ""}
 		if at, ok := confirmed(&c, o); ok {
 			u.CatalogUpdated = at
 		}
@@ -79,18 +79,20 @@ func (a *Agent) gauges() telemetry.Gauges {
 	return g
 }
 
-// confirmed returns when Consul last stated the endpoints of an upstream,
-// changed or not; false for those written by hand and those never stated.
-func confirmed(c *consul.Status, o *mesh.Outbound) (time.Time, bool) {
-	if o.Source == "static" {
-		return time.Time{}, false
+// consulGauge sums up the registry's side.
+func (a *Agent) consulGauge(c *consul.Status) telemetry.ConsulGauge {
+	g := telemetry.ConsulGauge{
+		Used: true, Reachable: c.Reachable, Kinds: a.queries.add(c), Denied: len(c.Denied),
+		// Every word, so that none appears out of nothing.
+		Registrations: map[string]int{
+			string(consul.Waiting): 0, string(consul.Registered): 0, string(consul.Adopted): 0, string(consul.Failed): 0,
+		},
 	}
-	key := o.Key()
+	for i := range c.Registrations {
+		g.Registrations[string(c.Registrations[i].State)]++
+	}
 	for i := range c.Watches {
-		w := &c.Watches[i]
-		if w.Kind == consul.KindService && w.Name == key.Name && w.Datacenter == key.Datacenter {
-			return w.Confirmed, !w.Confirmed.IsZero()
-		}
+		g.Held += c.Watches[i].Held
 	}
-	return time.Time{}, false
+	return g
 }

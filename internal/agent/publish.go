@@ -22,6 +22,8 @@ const (
 	// firstAnswer is how long the first picture waits for Consul. With its
 	// answer upstreams get their natural ports at once and need not move.
 	firstAnswer = time.Second
+	// answerPoll is how often it looks whether the answer is there.
+	answerPoll = 5 * time.Millisecond
 )
 
 // view is what is in force and how that came. Nobody writes one after it was
@@ -95,28 +97,52 @@ func (p *publisher) run(ctx context.Context) {
 }
 
 // awaitCatalog gives Consul a moment to state what cfg is the first to need.
+// It waits for no answer that cannot come.
 func (p *publisher) awaitCatalog(ctx context.Context, cfg *config.Config) {
 	if p.a.consul == nil {
 		return
 	}
 	wanted := watched(cfg.Spec)
-	limit := time.NewTimer(firstAnswer)
-	defer limit.Stop()
-	look := time.NewTicker(lookEvery)
+	look := time.NewTicker(answerPoll)
 	defer look.Stop()
-	for !p.a.catalog.complete(wanted) {
+	for end := time.Now().Add(firstAnswer); time.Now().Before(end); {
+		s := p.a.consul.Status()
+		// Consul is away, and the last good picture has all that it would say.
+		restored := s.Contact.IsZero() && s.Error != "" && p.a.catalog.has(wanted)
+		if restored || answered(&s) {
+			break
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-limit.C:
-			return
 		case <-look.C:
-			if p.a.storedSuffices(wanted) {
-				return
-			}
-		case <-p.a.catalog.changed: // the compile that follows sees all of it
 		}
 	}
+	select {
+	case <-p.a.catalog.changed: // the compile that follows sees all of it
+	default:
+	}
+}
+
+// answered reports whether Consul has said of everything that is watched what
+// it is going to say: a fact, or that there is none to be had.
+func answered(s *consul.Status) bool {
+	for i := range s.Watches {
+		w := &s.Watches[i]
+		if factual(w.Kind) && w.Confirmed.IsZero() && (s.Contact.IsZero() || w.Error == "") {
+			return false
+		}
+	}
+	return true
+}
+
+// factual tells the watches that the catalog is made of.
+func factual(k consul.Kind) bool {
+	switch k {
+	case consul.KindService, consul.KindQuery, consul.KindChain, consul.KindIntentions:
+		return true
+	}
+	return false
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {
@@ -152,7 +178,8 @@ func (p *publisher) compile(cfg *config.Config) (*mesh.Snapshot, error) {
 	p.wildErr = err
 	spec := *cfg.Spec
 	// What needs a restart stays as it was at the start.
-	spec.Node, spec.Domain = p.a.boot.Spec.Node, p.a.boot.Spec.Domain
+	boot := p.a.boot.Spec
+	spec.Node, spec.Domain, spec.Datacenter, spec.Intentions = boot.Node, boot.Domain, boot.Datacenter, boot.Intentions
 	generation := uint64(1)
 	if p.next.snap != nil {
 		generation = p.next.snap.Generation + 1
@@ -278,6 +305,9 @@ func (p *publisher) want(cfg *config.Config) {
 		w := consul.Wanted{Upstreams: keys}
 		if a.dev == nil {
 			w.Identities = identities
+		}
+		if a.boot.Spec.Intentions {
+			w.Intentions = cfg.Spec.ServiceNames()
 		}
 		for _, s := range cfg.Spec.Services {
 			w.Register = append(w.Register, consul.Registration{

@@ -166,5 +166,22 @@ func decision(in *mesh.Inbound, d policy.Decision) admin.PolicyDecision {
 	if in.Intentions != nil {
 		out.IntentionsUpdated = in.Intentions.Updated
 	}
+	switch {
+	case d.Intention != nil:
+		out.Intention = &admin.Intention{
+			Source: d.Intention.Source, Destination: in.Name, Precedence: d.Intention.Precedence,
+			Action: action(d.Intention.Action), HTTP: d.Intention.HTTP,
+		}
+	case d.Default:
+		out.Intention = &admin.Intention{Destination: in.Name, Action: action(in.Intentions.Default)}
+	}
 	return out
+}
+
+// action is the word that Consul has for it.
+func action(a mesh.Action) string {
+	if a == mesh.Allowed {
+		return "allow"
+	}
+	return "deny"
 }

@@ -63,8 +63,8 @@ func (r *rates) sample(now time.Time, s *mesh.Snapshot, t *telemetry.Registry) {
 	r.windows = next
 }
 
-// of returns the rates of one series with its totals as they are now.
-func (r *rates) of(k rateKey, t *telemetry.Registry) (admin.Rates, telemetry.Totals) {
+// of returns the rates of one series, with the totals of now.
+func (r *rates) of(k rateKey, t *telemetry.Registry) admin.Rates {
 	totals := t.Series(k.direction, k.name, k.protocol.String()).Totals()
 	var s telemetry.Summary
 	r.mu.Lock()
@@ -75,5 +75,5 @@ func (r *rates) of(k rateKey, t *telemetry.Registry) (admin.Rates, telemetry.Tot
 	return admin.Rates{
 		RPS: s.RPS, FailedShare: s.FailedShare, P50: admin.Seconds(s.P50), P99: admin.Seconds(s.P99),
 		Total: totals.Requests, Failed: totals.Failed,
-	}, totals
+	}
 }

@@ -1,11 +1,9 @@
 package agent
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"time"
 
 	"meshd/internal/admin"
@@ -38,6 +36,11 @@ func (a *Agent) Ready() (bool, []string) {
 	for _, o := range v.snap.Outbound {
 		if !o.Known {
 			waiting = append(waiting, "catalog of upstream "+o.Name)
+		}
+	}
+	for _, in := range v.snap.Inbound {
+		if in.NeedIntentions && in.Intentions == nil {
+			waiting = append(waiting, "intentions of service "+in.Name)
 		}
 	}
 	for _, l := range v.listeners {
@@ -83,7 +86,7 @@ func (a *Agent) Status() admin.Status {
 	s.Problems = append(v.problems(), a.stored.problems()...)
 	s.Generation, s.Published, s.LastReload = v.snap.Generation, v.published, v.reload
 	s.Upstreams = a.upstreams(v, &c, now)
-	s.Services = a.services(v, &c)
+	s.Services = a.services(v, &c, now)
 	s.Identity = a.identityStatus(v, &c)
 	s.Catalog = a.catalogStatus(v, &c, now)
 	return s
@@ -119,10 +122,10 @@ func (a *Agent) listeners() []admin.Listener {
 }
 
 func (a *Agent) loops() []admin.Loop {
-	loads := a.proxy.Loads()
+	loads, connections := a.proxy.Loads(), a.proxy.LoopConnections()
 	list := make([]admin.Loop, len(loads))
 	for i, l := range loads {
-		list[i] = admin.Loop{Index: i, Load: l}
+		list[i] = admin.Loop{Index: i, Load: l, Connections: connections[i]}
 	}
 	return list
 }
@@ -152,10 +155,13 @@ func (a *Agent) upstreams(v *view, c *consul.Status, now time.Time) []admin.Upst
 		u := admin.Upstream{
 			Name: o.Name, Destination: o.Destination, Datacenter: o.Datacenter, Protocol: o.Protocol.String(),
 			Host: o.Name + "." + v.snap.Spec.Domain, Address: o.Address.String(), Port: o.Port, Caller: o.Caller,
-			Known: o.Known, Healthy: o.Healthy, Source: o.Source, Defined: o.Pos.String(),
+			Known: o.Known, Healthy: o.Healthy, Source: o.Source, Refused: o.Refused, Defined: o.Pos.String(),
 		}
 		if at, ok := confirmed(c, o); ok {
 			u.CatalogAge = admin.Seconds(max(now.Sub(at), 0))
+			if stale(at, o.Source, v.cfg.Consul.Stale.WarnAfter, now) {
+				u.StaleSince = at
+			}
 		}
 		for _, b := range o.Binds {
 			bind := admin.Bind{Address: b.String(), State: admin.BindListening}
@@ -164,7 +170,7 @@ func (a *Agent) upstreams(v *view, c *consul.Status, now time.Time) []admin.Upst
 			}
 			u.Binds = append(u.Binds, bind)
 		}
-		u.Rates, _ = a.rates.of(rateKey{telemetry.Outbound, o.Name, o.Protocol}, a.telemetry)
+		u.Rates = a.rates.of(rateKey{telemetry.Outbound, o.Name, o.Protocol}, a.telemetry)
 		st := live[o.Name]
 		if st != nil {
 			u.InFlight = st.Requests
@@ -194,7 +200,11 @@ func endpoints(o *mesh.Outbound, st *proxy.UpstreamState) []admin.Endpoint {
 	return list
 }
 
-func (a *Agent) services(v *view, c *consul.Status) []admin.Service {
+func (a *Agent) services(v *view, c *consul.Status, now time.Time) []admin.Service {
+	requests := make(map[string]int64)
+	for _, i := range a.proxy.Instances() {
+		requests[i.ID] = i.Requests
+	}
 	list := make([]admin.Service, 0, len(v.snap.Inbound))
 	for _, in := range v.snap.Inbound {
 		s := admin.Service{
@@ -204,10 +214,14 @@ func (a *Agent) services(v *view, c *consul.Status) []admin.Service {
 		for _, al := range in.Allow {
 			s.Allow = append(s.Allow, al.Caller)
 		}
-		var totals telemetry.Totals
-		s.Rates, totals = a.rates.of(rateKey{telemetry.Inbound, in.Name, in.Protocol}, a.telemetry)
-		if in.Protocol == mesh.TCP { // an exchange of each connection
-			s.InFlight = totals.Active
+		s.Rates = a.rates.of(rateKey{telemetry.Inbound, in.Name, in.Protocol}, a.telemetry)
+		s.InFlight = requests[in.ID]
+		if in.NeedIntentions {
+			s.Intentions = admin.IntentionsUnknown
+			if in.Intentions != nil {
+				s.Intentions = admin.IntentionsKnown
+				s.IntentionsAge = admin.Seconds(max(now.Sub(confirmedIntentions(c, in)), 0))
+			}
 		}
 		if a.consul != nil {
 			s.Registered, s.Error = registration(c, &in.Service)
@@ -215,68 +229,4 @@ func (a *Agent) services(v *view, c *consul.Status) []admin.Service {
 		list = append(list, s)
 	}
 	return list
-}
-
-// registration says how a service stands in Consul.
-func registration(c *consul.Status, s *mesh.Service) (state, why string) {
-	i := slices.IndexFunc(c.Registrations, func(r consul.RegistrationStatus) bool {
-		return r.Service == s.Name && r.Port == s.Port
-	})
-	if i < 0 {
-		return "no", ""
-	}
-	switch r := &c.Registrations[i]; r.State {
-	case consul.Registered:
-		return "consul", r.Error
-	case consul.Adopted:
-		return "other", r.Error
-	default:
-		return "no", r.Error
-	}
-}
-
-func (a *Agent) identityStatus(v *view, c *consul.Status) admin.Identity {
-	roots := a.identity.Roots()
-	id := admin.Identity{
-		Provider: a.boot.Identity.Provider, TrustDomain: roots.TrustDomain, Roots: len(roots.Roots), Missing: a.missing(v),
-	}
-	for i := range c.Watches {
-		if w := &c.Watches[i]; w.Kind != consul.KindService && w.Error != "" {
-			id.Error = w.Error
-			break
-		}
-	}
-	return id
-}
-
-func (a *Agent) catalogStatus(v *view, c *consul.Status, now time.Time) admin.Catalog {
-	static := len(v.snap.Spec.Static) > 0
-	if a.consul == nil {
-		return admin.Catalog{Source: "static", Reachable: true}
-	}
-	cat := admin.Catalog{Source: "consul", Address: c.Address, Reachable: c.Reachable, Error: c.Error}
-	if static {
-		cat.Source = "consul, static"
-	}
-	for i := range c.Watches {
-		w := &c.Watches[i]
-		age := max(w.Age(now), 0)
-		if w.Kind == consul.KindService {
-			cat.Age = max(cat.Age, admin.Seconds(age))
-		}
-		name := w.Name
-		if w.Datacenter != "" {
-			name += " in " + w.Datacenter
-		}
-		cat.Watches = append(cat.Watches, admin.Watch{
-			Kind: string(w.Kind), Name: name, Index: w.Index, Success: w.Confirmed, Age: admin.Seconds(age),
-			Error: w.Error, Next: w.NextTry,
-		})
-	}
-	for _, r := range c.Registrations {
-		cat.Watches = append(cat.Watches, admin.Watch{
-			Kind: "registration", Name: cmp.Or(r.ID, r.Service), Success: r.Confirmed, Error: r.Error,
-		})
-	}
-	return cat
 }

@@ -30,8 +30,6 @@ const (
 	// at which Consul confirmed it: without those a fact that never changes
 	// would be too old after a restart. Consul confirms about once a minute.
 	confirmEvery = time.Minute
-	// lookEvery is how soon a start notices that Consul is away.
-	lookEvery = 50 * time.Millisecond
 )
 
 // stored is the last good picture on disk: read once at the start, written
@@ -321,18 +319,6 @@ func (s *stored) problems() (list []admin.Problem) {
 		})
 	}
 	return list
-}
-
-// storedSuffices tells that Consul has failed to answer while the disk had
-// something on every wanted service: then there is nothing to wait for.
-func (a *Agent) storedSuffices(wanted []mesh.ServiceKey) bool {
-	known := a.catalog.take().Services
-	for _, k := range wanted {
-		if _, ok := known[k]; !ok {
-			return false
-		}
-	}
-	return len(wanted) > 0 && a.consul.Status().Error != ""
 }
 
 // confirmedCatalog is what is known, with the times at which Consul last

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/consul/api"
+
 	"meshd/internal/mesh"
 	"meshd/internal/meshtest"
 	"meshd/internal/snapshot"
@@ -70,8 +72,12 @@ type couple struct {
 }
 
 func newCouple(t *testing.T, inAgent string) *couple {
+	return newCoupleIn(meshtest.NewFakeConsul(t), t, inAgent)
+}
+
+func newCoupleIn(c *meshtest.FakeConsul, t *testing.T, inAgent string) *couple {
 	app := meshtest.HTTPEcho(t, "api")
-	p := &couple{consul: meshtest.NewFakeConsul(t), web: newHost(t, "host-a", ""), api: newHost(t, "host-b", "")}
+	p := &couple{consul: c, web: newHost(t, "host-a", ""), api: newHost(t, "host-b", "")}
 	p.web.inAgent = inAgent
 	p.webText = p.web.withConsul(p.consul, offer("web", 9, "nobody")+call("api", ""))
 	p.text = p.api.withConsul(p.consul, offer("api", app.Port(), "web"))
@@ -127,8 +133,11 @@ func TestStartWithoutConsul(t *testing.T) {
 	if o.Source != snapshot.Source || o.Refused != "" || o.Updated.After(p.confirmedUntil) {
 		t.Errorf("source %q, refused %q, confirmed %s, Consul has been away since %s", o.Source, o.Refused, o.Updated, p.confirmedUntil)
 	}
-	if u := p.web.upstream("api"); u.Source != snapshot.Source {
-		t.Errorf("upstream %+v", u)
+	if u := p.web.upstream("api"); u.Source != snapshot.Source || !u.StaleSince.Equal(o.Updated) {
+		t.Errorf("upstream %+v, want it stale since %s", u, o.Updated)
+	}
+	if c := p.web.status().Catalog; c.Reachable || c.StaleSince.IsZero() || c.StaleSince.After(p.confirmedUntil) {
+		t.Errorf("catalog %+v", c)
 	}
 	if n := strings.Count(p.web.log.String(), "last good picture was read"); n != 1 {
 		t.Errorf("%d lines tell that the picture comes from disk", n)
@@ -155,6 +164,58 @@ func TestStartWithoutConsul(t *testing.T) {
 		return nil
 	})
 	expectEcho(t, p.web.url("api"), "api")
+}
+
+// An agent that is killed has its picture on the disk, too.
+func TestPictureIsStoredWhileRunning(t *testing.T) {
+	meshtest.Leaks(t)
+	c := meshtest.NewFakeConsul(t)
+	a := newHost(t, "host-a", "")
+	a.start(a.withConsul(c, offer("web", 9, "nobody")))
+	a.awaitReady()
+	eventually(t, func() error {
+		_, err := os.Stat(a.file())
+		return err
+	})
+	if s := a.stored(); len(s.Leafs) != 1 || s.Leafs[0].Key == nil || len(s.Roots) != 1 || s.TrustDomain != c.CA().TrustDomain {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Permissions are those that Consul stated last; without them nobody gets in.
+func TestPermissionsWithoutConsul(t *testing.T) {
+	meshtest.Leaks(t)
+	c := meshtest.NewFakeConsul(t)
+	c.SetDefault(false)
+	c.SetIntentions("api", &api.Intention{
+		SourceName: "web", DestinationName: "api", Precedence: 9, Action: api.IntentionActionAllow,
+	})
+	p := newCoupleIn(c, t, "")
+	expect := func(from string, allowed bool, reason string) {
+		t.Helper()
+		got, err := p.api.agent.TestPolicy(from, "api")
+		if err != nil || len(got.Instances) != 1 || got.Allowed != allowed || got.Instances[0].Reason != reason {
+			t.Errorf("%s to api: %+v, %v; want %v, %s", from, got, err, allowed, reason)
+		}
+	}
+	p.text = strings.Replace(p.text, `allow "web" {}`, "", 1) // Consul alone decides
+	p.serves(t)
+	expect("web", true, "allowed")
+	expect("other", false, "default_denies")
+	p.api.stop()
+
+	if err := os.Truncate(p.api.file(), 100); err != nil {
+		t.Fatal(err)
+	}
+	p.api.start(p.text)
+	eventually(t, func() error {
+		if p.api.agent.Snapshot() == nil {
+			return errors.New("no picture yet")
+		}
+		return nil
+	})
+	expect("web", false, "no_information")
+	expect("other", false, "no_information")
 }
 
 // Without keys on disk a start without Consul knows everything but has nothing

@@ -1,6 +1,10 @@
 package proxy
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"meshd/internal/mesh"
+)
 
 // UpstreamState is what only the data path knows of an upstream.
 type UpstreamState struct {
@@ -42,14 +46,15 @@ func (p *Proxy) Upstreams() []UpstreamState {
 			}
 		}
 	})
+	plans := make(map[*mesh.Outbound]*outPlan, len(pic.outbound))
+	for _, plan := range pic.outbound {
+		if plan != nil {
+			plans[plan.Outbound] = plan
+		}
+	}
 	var out []UpstreamState
 	for _, o := range pic.snap.Outbound {
-		var plan *outPlan
-		for _, c := range pic.outbound {
-			if c != nil && c.Outbound == o {
-				plan = c
-			}
-		}
+		plan := plans[o]
 		if plan == nil {
 			continue
 		}
@@ -101,5 +106,37 @@ func (p *Proxy) Services() []ServiceState {
 			}
 		}
 	})
+	return out
+}
+
+// InstanceState is how much one instance of an offered service is used.
+type InstanceState struct {
+	ID          string
+	Connections int64 // open to the application, idle ones kept for later included
+	Pending     int64 // of these still being made
+	Requests    int64 // exchanges in flight
+}
+
+// Instances returns the state of every offered instance in force, in no order.
+func (p *Proxy) Instances() []InstanceState {
+	pic := p.picture.Load()
+	if pic == nil {
+		return nil
+	}
+	var out []InstanceState
+	for _, in := range pic.inbound {
+		if in != nil {
+			u := &in.st.usage
+			out = append(out, InstanceState{ID: in.ID, Connections: u.connections.Load(), Pending: u.pending.Load(), Requests: u.requests.Load()})
+		}
+	}
+	return out
+}
+
+// LoopConnections returns how many connections with applications each loop has.
+// It asks the loops, and must not be called from one.
+func (p *Proxy) LoopConnections() []int {
+	out := make([]int, len(p.workers))
+	p.each(func(w *worker) { out[w.loop.Index()] = len(w.conns) })
 	return out
 }

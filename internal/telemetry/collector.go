@@ -72,6 +72,7 @@ var (
 	breakers    = gauge("meshd_breaker_state", "Endpoints by the state of their circuit breaker.", "upstream", "state")
 	endpoints   = gauge("meshd_endpoints", "Endpoints by the health that the catalog states.", "upstream", "state")
 	catalogAge  = gauge("meshd_catalog_age_seconds", "Time since the registry last confirmed the endpoints.", "upstream")
+	refused     = gauge("meshd_upstream_refused", "Whether nothing is forwarded for the upstream by what the registry says of it (1) or not (0).", "upstream")
 	certExpiry  = gauge("meshd_certificate_expiry_timestamp_seconds", "When the certificate of the service expires.", "service")
 	listeners   = gauge("meshd_listeners", "Listeners by state.", "state")
 	reloadOK    = gauge("meshd_reload_success", "Whether the last attempt to load the configuration worked (1) or not (0).")
@@ -79,7 +80,14 @@ var (
 	generation  = gauge("meshd_generation", "Number of the picture in force.")
 	loopLoad    = gauge("meshd_loop_load_ratio", "Share of one core that the loop used lately.", "loop")
 	consulUp    = gauge("meshd_consul_reachable", "Whether Consul answered last time (1) or not (0).")
-	consulTotal = counter("meshd_consul_queries_total", "Queries to Consul by result.", "result")
+	consulTotal = counter("meshd_consul_queries_total", "Queries to Consul by what they ask for and result.", "kind", "result")
+	consulBack  = counter("meshd_consul_index_resets_total", "How often the index of a blocking query went back.", "kind")
+	consulWatch = gauge("meshd_consul_watches", "Watches by what they ask for and whether the last query worked.", "kind", "state")
+	consulAge   = gauge("meshd_consul_age_seconds", "Time since Consul confirmed the watch that waits longest.", "kind")
+	consulReg   = gauge("meshd_consul_registrations", "Offered services by how they stand in Consul.", "state")
+	consulRight = gauge("meshd_consul_denied", "Rights that the token lacks.")
+	consulHeld  = gauge("meshd_consul_held_endpoints", "Endpoints in use although their nodes are gone by Consul's gossip.")
+	stored      = gauge("meshd_stored_timestamp_seconds", "When the last good picture was written to disk.")
 	dnsTotal    = counter("meshd_dns_responses_total", "Answers of the name server by response code.", "rcode")
 	buildInfo   = gauge("meshd_build_info", "Always 1; the version is a label.", "version")
 )
@@ -88,8 +96,10 @@ var (
 var metrics = []metric{
 	requests, duration, attempts, connsOpen, connsTotal, bytesTotal,
 	links, streams, handshaking, handshakes,
-	breakers, endpoints, catalogAge, certExpiry, listeners,
-	reloadOK, reloadTime, generation, loopLoad, consulUp, consulTotal, dnsTotal, buildInfo,
+	breakers, endpoints, catalogAge, refused, certExpiry, listeners,
+	reloadOK, reloadTime, generation, loopLoad, stored,
+	consulUp, consulTotal, consulBack, consulWatch, consulAge, consulReg, consulRight, consulHeld,
+	dnsTotal, buildInfo,
 }
 
 // collector turns series and gauges into samples at each scrape.

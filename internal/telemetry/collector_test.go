@@ -46,6 +46,7 @@ func example() (*Registry, Gauges) {
 		Upstreams: []UpstreamGauge{
 			{Name: "world", Healthy: 4, Total: 5, BreakersOpen: 1, BreakersHalfOpen: 1, CatalogUpdated: start.Add(-90 * time.Second)},
 			{Name: "by-hand", Healthy: 1, Total: 1},
+			{Name: "split", Refused: true},
 		},
 		Certificates:       []CertificateGauge{{Service: "hello", NotAfter: start.Add(72 * time.Hour)}},
 		Links:              []LinkGauge{{Outbound, "world", 2, 9}, {Inbound, "db", 1, 0}},
@@ -54,8 +55,12 @@ func example() (*Registry, Gauges) {
 		ListenersFailed:    1,
 		HandshakesInFlight: 3,
 		Handshakes:         map[string]uint64{"ok": 12, "wrong_service": 1},
-		Consul:             ConsulGauge{Used: true, Reachable: true, Queries: 40, Errors: 2},
-		DNSResponses:       map[string]uint64{"NOERROR": 5, "REFUSED": 1},
+		Consul: ConsulGauge{Used: true, Reachable: true, Kinds: []ConsulKind{
+			{Kind: "service", Queries: 40, Errors: 2, Resets: 1, Watches: 3, Failing: 1, Oldest: start.Add(-30 * time.Second)},
+			{Kind: OtherKind, Queries: 9},
+		}, Registrations: map[string]int{"registered": 1, "failed": 0}, Denied: 1, Held: 6},
+		StoredTime:   start.Add(-5 * time.Second),
+		DNSResponses: map[string]uint64{"NOERROR": 5, "REFUSED": 1},
 	}
 }
 
@@ -116,7 +121,7 @@ func TestEveryMetricAppears(t *testing.T) {
 // What is empty or unknown says nothing wrong.
 func TestExpositionOfNothing(t *testing.T) {
 	text := exposition(t, New(1, []string{"ok"}), Gauges{})
-	for _, absent := range []string{"meshd_reload_timestamp_seconds", "meshd_consul", "meshd_requests", "meshd_catalog"} {
+	for _, absent := range []string{"meshd_reload_timestamp_seconds", "meshd_consul", "meshd_requests", "meshd_catalog", "meshd_stored"} {
 		if strings.Contains(text, absent) {
 			t.Errorf("%s appears:\n%s", absent, text)
 		}

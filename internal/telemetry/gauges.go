@@ -29,6 +29,9 @@ type Gauges struct {
 	Handshakes map[string]uint64
 
 	Consul ConsulGauge
+	// StoredTime is when the last good picture was written to disk; zero when
+	// there is none, and without Consul.
+	StoredTime time.Time
 	// DNSResponses counts answers of the name server by response code, such as
 	// "NOERROR".
 	DNSResponses map[string]uint64
@@ -47,6 +50,9 @@ type UpstreamGauge struct {
 	// zero time means that it never did, or that they are written by hand; the
 	// age is left out then.
 	CatalogUpdated time.Time
+	// Refused is set when nothing is forwarded although the upstream is
+	// configured: what the registry says about it is too old, or not supported.
+	Refused bool
 }
 
 // CertificateGauge describes the leaf of a local service.
@@ -73,6 +79,30 @@ type LoopGauge struct {
 type ConsulGauge struct {
 	Used      bool // by this configuration; the rest is left out otherwise
 	Reachable bool
-	Queries   uint64 // answered ones
-	Errors    uint64 // queries that failed
+	// Kinds are what is watched, and OtherKind.
+	Kinds []ConsulKind
+	// Registrations counts offered services by how they stand there.
+	Registrations map[string]int
+	Denied        int // rights that the token lacks
+	// Held counts endpoints that are used although their nodes are gone by
+	// Consul's gossip: too many vanished at once to believe it.
+	Held int
+}
+
+// OtherKind is the [ConsulKind] of requests that no watch makes: registrations
+// and questions about rights.
+const OtherKind = "other"
+
+// ConsulKind sums up the watches of one kind.
+type ConsulKind struct {
+	Kind    string
+	Queries uint64 // since the start, answered ones that were believed
+	Errors  uint64 // the others
+	Resets  uint64 // how often an index went back
+
+	Watches int // that exist now
+	Failing int // of these: whose last query failed
+	// Oldest is when the watch that waits longest for a confirmation got the
+	// last one; zero when none of this kind has been confirmed.
+	Oldest time.Time
 }

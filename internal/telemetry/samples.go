@@ -68,6 +68,7 @@ func (g *Gauges) collect(ch chan<- prometheus.Metric, now time.Time) {
 		if !u.CatalogUpdated.IsZero() {
 			catalogAge.send(ch, max(now.Sub(u.CatalogUpdated), 0).Seconds(), u.Name)
 		}
+		refused.send(ch, truth(u.Refused), u.Name)
 	}
 	for _, c := range g.Certificates {
 		certExpiry.send(ch, unixSeconds(c.NotAfter), c.Service)
@@ -84,11 +85,34 @@ func (g *Gauges) collect(ch chan<- prometheus.Metric, now time.Time) {
 	handshaking.send(ch, float64(g.HandshakesInFlight))
 	handshakes.sendEach(ch, g.Handshakes)
 	dnsTotal.sendEach(ch, g.DNSResponses)
-	if g.Consul.Used {
-		consulUp.send(ch, truth(g.Consul.Reachable))
-		consulTotal.send(ch, float64(g.Consul.Queries), "ok")
-		consulTotal.send(ch, float64(g.Consul.Errors), "error")
+	if !g.StoredTime.IsZero() {
+		stored.send(ch, unixSeconds(g.StoredTime))
 	}
+	if g.Consul.Used {
+		g.Consul.collect(ch, now)
+	}
+}
+
+func (c *ConsulGauge) collect(ch chan<- prometheus.Metric, now time.Time) {
+	consulUp.send(ch, truth(c.Reachable))
+	for _, k := range c.Kinds {
+		consulTotal.send(ch, float64(k.Queries), k.Kind, "ok")
+		consulTotal.send(ch, float64(k.Errors), k.Kind, "error")
+		if k.Kind == OtherKind {
+			continue
+		}
+		consulBack.send(ch, float64(k.Resets), k.Kind)
+		consulWatch.send(ch, float64(k.Watches-k.Failing), k.Kind, "ok")
+		consulWatch.send(ch, float64(k.Failing), k.Kind, "failing")
+		if !k.Oldest.IsZero() {
+			consulAge.send(ch, max(now.Sub(k.Oldest), 0).Seconds(), k.Kind)
+		}
+	}
+	for _, state := range slices.Sorted(maps.Keys(c.Registrations)) {
+		consulReg.send(ch, float64(c.Registrations[state]), state)
+	}
+	consulRight.send(ch, float64(c.Denied))
+	consulHeld.send(ch, float64(c.Held))
 }
 
 // sendEach writes a sample of m for each value of its only label.
