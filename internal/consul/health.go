@@ -64,6 +64,7 @@ func (h *health) fetch(ctx context.Context, q *api.QueryOptions) (answer, error)
 	}
 	now := time.Now()
 	eps, port, skipped := endpoints(entries, h.key, remote)
+	keepUnjudged(eps, unjudged(entries, h.key, remote), h.last.Endpoints)
 	held, look := h.gone.hold(eps, lostNodes(entries, h.key, remote), h.last.Endpoints, now, h.c.o.Stale.ShrinkAfter)
 	loss := len(eps) == 0 || h.known && loses(h.last.Endpoints, eps)
 	if loss && n.streamed {
