@@ -116,6 +116,7 @@ func (s *stored) restore(st snapshot.State, now time.Time) {
 		s.restoreRoots(st, now)
 		leafs = s.restoreLeafs(st)
 	}
+	withoutKeys(st.Leafs)
 	s.log.Info("the last good picture was read, until Consul answers", "confirmed", st.Contact.Format(time.RFC3339),
 		"age", max(now.Sub(st.Contact), 0).Round(time.Second).String(), "services", len(c.Services), "roots", len(s.roots), "leafs", leafs)
 }
@@ -212,9 +213,7 @@ func (s *stored) save(now time.Time, status *consul.Status, end bool) {
 	case err == nil && failed != nil:
 		s.log.Info("the last good picture is stored again")
 	}
-	for i := range st.Leafs {
-		st.Leafs[i].Key = nil // in memory not longer than needed
-	}
+	withoutKeys(st.Leafs)
 	if err == nil {
 		s.last = st
 	}
@@ -267,6 +266,13 @@ func (s *stored) addKeys(st *snapshot.State) error {
 	}
 	st.Leafs = leafs
 	return nil
+}
+
+// withoutKeys lets private keys be in memory once only, in the identity store.
+func withoutKeys(leafs []snapshot.Leaf) {
+	for i := range leafs {
+		leafs[i].Key = nil
+	}
 }
 
 // alike compares what two states say, not when it was said.

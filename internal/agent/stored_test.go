@@ -166,6 +166,23 @@ func TestStartWithoutConsul(t *testing.T) {
 	expectEcho(t, p.web.url("api"), "api")
 }
 
+// A Consul that takes connections and never answers holds nobody up.
+func TestStartWithSilentConsul(t *testing.T) {
+	meshtest.Leaks(t)
+	p := newCouple(t, "")
+	mend := p.consul.Break("/", meshtest.Fault{Hang: true})
+	p.consul.Up()
+	took := p.serves(t)
+	t.Logf("two agents served %s after their start, with a silent Consul", took.Round(time.Millisecond))
+	if took > startLimit {
+		t.Errorf("it took %s, at most %s is promised", took, startLimit)
+	}
+	if o := p.web.agent.Snapshot().Lookup("api"); o.Source != snapshot.Source {
+		t.Errorf("source %q", o.Source)
+	}
+	mend()
+}
+
 // An agent that is killed has its picture on the disk, too.
 func TestPictureIsStoredWhileRunning(t *testing.T) {
 	meshtest.Leaks(t)
