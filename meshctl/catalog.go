@@ -54,13 +54,22 @@ func writeCatalog(w io.Writer, s style, c *admin.Catalog, wide bool) {
 	if c.Error != "" {
 		fmt.Fprintf(w, "  why:  %s\n", c.Error)
 	}
-	for _, d := range c.Denied {
+	if !c.Stored.IsZero() {
+		fmt.Fprintf(w, "  disk: last good picture written %s ago\n", span(max(now.Sub(c.Stored), 0)))
+	}
+	for _, u := range c.Unusable {
+		fmt.Fprintf(w, "\n%s unusable file: %s\n", s.bang(), u)
+	}
+	for _, d := range byRule(c.Denied) {
 		fmt.Fprintf(w, "\n%s %s\n", s.cross(), s.bad("Consul denies: "+d.What))
 		if d.Hurt != "" {
 			fmt.Fprintf(w, "  hurts: %s\n", d.Hurt)
 		}
 		if d.Rule != "" {
-			fmt.Fprintf(w, "  rule:  %s\n", strings.ReplaceAll(d.Rule, "\n", "\n         "))
+			fmt.Fprintf(w, "  rule:  %s\n", indent(d.Rule, "         "))
+		}
+		if d.Token != "" {
+			fmt.Fprintf(w, "  token: %s\n", d.Token)
 		}
 	}
 	if len(c.Denied) > 0 {
@@ -72,6 +81,22 @@ func writeCatalog(w io.Writer, s style, c *admin.Catalog, wide bool) {
 			t.write(w, s)
 		}
 	}
+}
+
+// byRule puts together what one rule for one token would allow.
+func byRule(all []admin.Denied) (list []admin.Denied) {
+	for _, d := range all {
+		i := slices.IndexFunc(list, func(o admin.Denied) bool { return d.Rule != "" && o.Rule == d.Rule && o.Token == d.Token })
+		if i < 0 {
+			list = append(list, d)
+			continue
+		}
+		list[i].What += ", " + d.What
+		if d.Hurt != "" && !slices.Contains(strings.Split(list[i].Hurt, ", "), d.Hurt) {
+			list[i].Hurt = strings.TrimPrefix(list[i].Hurt+", "+d.Hurt, ", ")
+		}
+	}
+	return list
 }
 
 // catalogClock is the agent's clock at the time of the answer, as far as a
@@ -94,11 +119,14 @@ func watchTable(s style, now time.Time, ws []admin.Watch, wide bool) *table {
 		head = append(head, "QUERIES", "ERRORS", "RESETS", "SERVES")
 	}
 	head = append(head, "ERROR")
-	t := &table{paint: func(_, column int, text string) string {
-		if column == len(head)-1 && text != "-" {
-			return s.bad(text)
+	t := &table{paint: func(row, column int, text string) string {
+		switch {
+		case column != len(head)-1 || text == "-":
+			return text
+		case ws[row-1].Error == "":
+			return s.warn(text)
 		}
-		return text
+		return s.bad(text)
 	}}
 	t.row(head...)
 	for _, w := range ws {
@@ -118,9 +146,20 @@ func watchTable(s style, now time.Time, ws []admin.Watch, wide bool) *table {
 			serves := strings.ReplaceAll(strings.Join(w.Serves, ","), " ", "/") // a cell without spaces
 			cells = append(cells, fmt.Sprint(w.Queries), fmt.Sprint(w.Errors), fmt.Sprint(w.Resets), serves)
 		}
-		t.row(append(cells, w.Error)...)
+		t.row(append(cells, strings.Join(remarks(&w), "; "))...)
 	}
 	return t
+}
+
+// remarks are the error of a watch and what else is not as usual with it.
+func remarks(w *admin.Watch) (list []string) {
+	if w.Error != "" {
+		list = append(list, w.Error)
+	}
+	if w.Held > 0 {
+		list = append(list, fmt.Sprintf("%s still used although Consul calls the nodes failed", count(w.Held, "endpoint")))
+	}
+	return list
 }
 
 // registrationTable puts those in trouble first.

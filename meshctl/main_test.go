@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -16,6 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	time.Local = time.UTC // the agents of the scripts run in here and print times of day
 	testscript.Main(m, map[string]func(){"meshctl": main})
 }
 

@@ -173,6 +173,9 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
+// indent moves all lines of text but the first.
+func indent(text, by string) string { return strings.ReplaceAll(text, "\n", "\n"+by) }
+
 // span writes a length of time with the two units that matter: 45s, 3m12s,
 // 5h07m, 12d3h.
 func span(d time.Duration) string {

@@ -32,10 +32,10 @@ func writeStatus(w io.Writer, s style, st admin.Status, wide bool) {
 		}
 		fmt.Fprintf(w, "\n%s %s\n", mark, text)
 		if p.Why != "" {
-			fmt.Fprintf(w, "  why:  %s\n", p.Why)
+			fmt.Fprintf(w, "  why:  %s\n", indent(p.Why, "        "))
 		}
 		if p.Next != "" {
-			fmt.Fprintf(w, "  next: %s\n", p.Next)
+			fmt.Fprintf(w, "  next: %s\n", indent(p.Next, "        "))
 		}
 	}
 
