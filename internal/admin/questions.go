@@ -39,6 +39,7 @@ const (
 	OriginUpstream Origin = "upstream" // written in the block
 	OriginDefaults Origin = "defaults" // written in defaults {}
 	OriginConsul   Origin = "consul"   // stated by the registry
+	OriginStatic   Origin = "static"   // written in catalog "static"
 	OriginAssigned Origin = "assigned" // given out by this agent, kept in data_dir
 	OriginBuiltIn  Origin = "built-in"
 )

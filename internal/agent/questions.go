@@ -43,7 +43,7 @@ func (a *Agent) Explain(upstream string) (admin.Explanation, error) {
 		return admin.Explanation{}, &admin.NotFoundError{
 			Message: fmt.Sprintf("there is no upstream %q here; there %s", upstream, listed(names, "is none", "are "))}
 	}
-	return explain(o), nil
+	return explain(o, a.statedPort(s, o)), nil
 }
 
 // listed joins names for a sentence.
@@ -54,9 +54,17 @@ func listed(names []string, none, some string) string {
 	return some + strings.Join(names, ", ")
 }
 
+// statedPort is the natural port of an upstream, 0 if nobody stated one.
+func (a *Agent) statedPort(s *mesh.Snapshot, o *mesh.Outbound) uint16 {
+	if fact, ok := mesh.StaticCatalog(s.Spec.Static).Services[o.Key()]; ok {
+		return fact.Port
+	}
+	return a.catalog.take().Services[o.Key()].Port
+}
+
 // explain lists the attributes of an upstream in the order of
-// docs/configuration.md.
-func explain(o *mesh.Outbound) admin.Explanation {
+// docs/configuration.md. stated is its natural port.
+func explain(o *mesh.Outbound, stated uint16) admin.Explanation {
 	e := admin.Explanation{Upstream: o.Name, Defined: o.Pos.String(), Refused: o.Refused}
 	put := func(attribute, value string, unwritten admin.Origin) {
 		v := admin.Value{Attribute: attribute, Value: value, Origin: unwritten}
@@ -90,14 +98,11 @@ func explain(o *mesh.Outbound) admin.Explanation {
 	put("from", o.Caller, admin.OriginBuiltIn)
 	builtIn("protocol", o.Protocol.String())
 	put("address", o.Address.String(), admin.OriginAssigned)
-	switch assigned := o.LocalBindPort == 0 && o.Port >= mesh.FirstAssignedPort; {
-	case assigned:
-		put("port", strconv.Itoa(int(o.Port)), admin.OriginAssigned)
-	case o.LocalBindPort == 0:
-		put("port", strconv.Itoa(int(o.Port)), natural(o))
-	default:
+	if o.LocalBindPort != 0 {
 		builtIn("local_bind_address", o.LocalBindAddress.String())
 		number("local_bind_port", int(o.LocalBindPort))
+	} else {
+		put("port", strconv.Itoa(int(o.Port)), portOrigin(o, stated))
 	}
 	if o.SocketPath != "" {
 		builtIn("local_bind_socket_path", o.SocketPath)
@@ -118,10 +123,13 @@ func explain(o *mesh.Outbound) admin.Explanation {
 	return e
 }
 
-// natural is where the natural port of an upstream was stated.
-func natural(o *mesh.Outbound) admin.Origin {
-	if o.Source == "static" {
-		return admin.OriginUpstream
+// portOrigin is where the port on the upstream's own address was stated.
+func portOrigin(o *mesh.Outbound, stated uint16) admin.Origin {
+	switch {
+	case o.Port != stated:
+		return admin.OriginAssigned
+	case o.Source == "static":
+		return admin.OriginStatic
 	}
 	return admin.OriginConsul
 }
