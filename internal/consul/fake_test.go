@@ -39,6 +39,8 @@ type heard struct {
 	mu       sync.Mutex
 	services map[mesh.ServiceKey][]mesh.CatalogService
 	leafs    map[string][]tls.Certificate
+	chains   map[mesh.ServiceKey]mesh.Chain
+	intended map[string][]mesh.Intentions
 	roots    [][]*x509.Certificate
 	domain   string
 	refuse   error // OnLeaf's answer
@@ -46,7 +48,18 @@ type heard struct {
 
 func (h *heard) options(address string) Options {
 	h.services, h.leafs = make(map[mesh.ServiceKey][]mesh.CatalogService), make(map[string][]tls.Certificate)
+	h.chains, h.intended = make(map[mesh.ServiceKey]mesh.Chain), make(map[string][]mesh.Intentions)
 	return Options{
+		OnChain: func(k mesh.ServiceKey, c mesh.Chain) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.chains[k] = c
+		},
+		OnIntentions: func(service string, in mesh.Intentions) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.intended[service] = append(h.intended[service], in)
+		},
 		Address: address, Node: "host-a", Datacenter: "dc1", Log: slog.New(slog.DiscardHandler),
 		OnService: func(k mesh.ServiceKey, s mesh.CatalogService) {
 			h.mu.Lock()
@@ -88,6 +101,46 @@ func (h *heard) endpoints(name string) (string, int) {
 		ids = append(ids, id)
 	}
 	return strings.Join(ids, " "), len(said)
+}
+
+// chain returns the last word on a chain, without its time.
+func (h *heard) chain(k mesh.ServiceKey) mesh.Chain {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c, ok := h.chains[k]
+	if !ok {
+		c.Refused = "nothing heard"
+	}
+	c.Updated = time.Time{}
+	return c
+}
+
+// intentions returns "deny: shop+9 *-8" of the last word on who may call the
+// service: the default, then source, sign (+ allow, - deny, ? by the request)
+// and precedence of each. "" is no word.
+func (h *heard) intentions(service string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	said := h.intended[service]
+	if len(said) == 0 {
+		return ""
+	}
+	last := said[len(said)-1]
+	text := "deny:"
+	if last.Default == mesh.Allowed {
+		text = "allow:"
+	}
+	for _, in := range last.List {
+		sign := "-"
+		switch {
+		case in.HTTP:
+			sign = "?"
+		case in.Action == mesh.Allowed:
+			sign = "+"
+		}
+		text += fmt.Sprintf(" %s%s%d", in.Source, sign, in.Precedence)
+	}
+	return text
 }
 
 // run starts a client and ends it with the test.

@@ -105,6 +105,9 @@ func (r *registrar) pass(ctx context.Context) error {
 	if err != nil {
 		for _, name := range offeredNames(wanted.Register) {
 			refused(name, name, err)
+			if token := r.token("", name); unknownToken(err) && token.gone() {
+				r.c.kick(token, nil) // the watches wait with it for something that will not come
+			}
 		}
 		r.report(waiting(wanted.Register, r.c.o.Node), denied, time.Time{}, err)
 		return err
@@ -217,6 +220,11 @@ func (r *registrar) local(ctx context.Context) (registered, error) {
 		tokens = append(tokens, r.c.secrets[path])
 	}
 	r.c.mu.Unlock()
+	for _, token := range r.tokens { // of services that have left the configuration
+		if !slices.Contains(tokens, token) {
+			tokens = append(tokens, token)
+		}
+	}
 	all := registered{services: make(map[string]*api.AgentService), checks: make(map[string]*api.AgentCheck)}
 	var errs []error
 	for _, token := range tokens {

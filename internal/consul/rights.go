@@ -82,7 +82,8 @@ func unknownToken(err error) bool {
 func (c *Client) missing(ctx context.Context, token *secret, rules []rule) []rule {
 	type ask struct {
 		Resource, Segment, Access string
-		Allow                     bool
+		// Consul refuses the question if the field is in it.
+		Allow bool `json:",omitempty"`
 	}
 	asks := make([]ask, len(rules))
 	for i, r := range rules {

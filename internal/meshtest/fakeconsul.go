@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -357,17 +358,15 @@ func (f *FakeConsul) handler() http.Handler {
 		return map[string][]*api.Intention{name: f.intended[name]}
 	}))
 	mux.HandleFunc("GET /v1/connect/intentions/check", func(w http.ResponseWriter, r *http.Request) {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		allowed := f.allow
-		source := r.URL.Query().Get("source")
-		for _, in := range f.intended[r.URL.Query().Get("destination")] {
-			if in.SourceName == source || in.SourceName == "*" {
-				allowed = in.Action == api.IntentionActionAllow
-				break
-			}
+		writeJSON(w, map[string]bool{"Allowed": f.allowed(r.URL.Query().Get("source"), r.URL.Query().Get("destination"))})
+	})
+	mux.HandleFunc("POST /v1/agent/connect/authorize", func(w http.ResponseWriter, r *http.Request) {
+		var ask struct{ Target, ClientCertURI string }
+		if err := json.NewDecoder(r.Body).Decode(&ask); err != nil {
+			http.Error(w, "Request decode failed", http.StatusBadRequest)
+			return
 		}
-		writeJSON(w, map[string]bool{"Allowed": allowed})
+		writeJSON(w, map[string]any{"Authorized": f.allowed(path.Base(ask.ClientCertURI), ask.Target), "Reason": "said the fake"})
 	})
 	mux.HandleFunc("GET /v1/query/{name}/execute", func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock()
@@ -491,6 +490,18 @@ func (f *FakeConsul) health(name, datacenter string) []*api.ServiceEntry {
 		})
 	}
 	return all
+}
+
+// allowed decides by the intentions that are stated.
+func (f *FakeConsul) allowed(source, destination string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, in := range f.intended[destination] {
+		if in.SourceName == source || in.SourceName == "*" {
+			return in.Action == api.IntentionActionAllow
+		}
+	}
+	return f.allow
 }
 
 // status is that of a service's checks. f.mu is held.
