@@ -12,6 +12,18 @@ import (
 	"meshd/internal/meshtest"
 )
 
+// demoHome gives the demo a folder for temporary files that nobody else uses.
+func demoHome(t *testing.T) {
+	t.Helper()
+	program(t, "meshctl")                // built before the folder changes
+	dir, err := os.MkdirTemp("", "e2e-") // t.TempDir is too long for the path of a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Setenv("TMPDIR", dir)
+}
+
 // demoFolders lists what demos have left, or use now.
 func demoFolders() []string {
 	list, _ := filepath.Glob(filepath.Join(os.TempDir(), "meshd-demo-*"))
@@ -20,6 +32,7 @@ func demoFolders() []string {
 
 func checkDemo(t *testing.T, args ...string) {
 	t.Helper()
+	demoHome(t)
 	before := len(demoFolders())
 	began := time.Now()
 	code, stdout, stderr := execute(t, "meshctl", append([]string{"demo", "--check"}, args...)...)
@@ -48,6 +61,7 @@ func TestDemoEndsByInterrupt(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			meshctl := program(t, "meshctl")
+			demoHome(t)
 			before := len(demoFolders())
 			p := spawn(t, "demo", meshctl, "demo")
 			for end := time.Now().Add(patience); !strings.Contains(p.stdout.String(), when); time.Sleep(5 * time.Millisecond) {
@@ -80,6 +94,7 @@ func TestDemoEndsByInterrupt(t *testing.T) {
 // A killed meshctl takes its agents along, and its folder soon after.
 func TestDemoKilledLeavesNothing(t *testing.T) {
 	meshctl := program(t, "meshctl")
+	demoHome(t)
 	before := len(demoFolders())
 	p := spawn(t, "demo", meshctl, "demo")
 	for end := time.Now().Add(patience); !strings.Contains(p.stdout.String(), "Ctrl-C stops everything"); time.Sleep(5 * time.Millisecond) {
@@ -100,7 +115,7 @@ func TestDemoKilledLeavesNothing(t *testing.T) {
 	}
 }
 
-// make is what the README tells to type.
+// makeTargets is what make help says.
 func makeTargets(t *testing.T) string {
 	t.Helper()
 	cmd := exec.Command("make", "help")
