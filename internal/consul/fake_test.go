@@ -50,11 +50,6 @@ func (h *heard) options(address string) Options {
 	h.services, h.leafs = make(map[mesh.ServiceKey][]mesh.CatalogService), make(map[string][]tls.Certificate)
 	h.chains, h.intended = make(map[mesh.ServiceKey]mesh.Chain), make(map[string][]mesh.Intentions)
 	return Options{
-		OnChain: func(k mesh.ServiceKey, c mesh.Chain) {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			h.chains[k] = c
-		},
 		OnIntentions: func(service string, in mesh.Intentions) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
@@ -81,6 +76,16 @@ func (h *heard) options(address string) Options {
 			h.domain, h.roots = domain, append(h.roots, roots)
 		},
 	}
+}
+
+// withChains asks for chains as well: a second watch per upstream.
+func (h *heard) withChains(o Options) Options {
+	o.OnChain = func(k mesh.ServiceKey, c mesh.Chain) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.chains[k] = c
+	}
+	return o
 }
 
 // endpoints returns "id id" of the last word on the service, "-" before any,

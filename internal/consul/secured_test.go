@@ -16,7 +16,7 @@ import (
 
 // secured returns options for a Consul that wants TLS and a token from a file.
 func secured(t *testing.T, h *heard, s *meshtest.SecuredServer, token string) Options {
-	o := h.options(s.Address)
+	o := h.withChains(h.options(s.Address))
 	o.TLS = TLS{CAFile: s.CAFile, CertFile: s.CertFile, KeyFile: s.KeyFile}
 	o.TokenFile = meshtest.TokenFile(t, token)
 	return o
@@ -302,7 +302,7 @@ func TestRealChains(t *testing.T) {
 	meshtest.Leaks(t)
 	s := meshtest.Consul(t)
 	var h heard
-	run(t, h.options(s.Address), defaultPace, Wanted{Upstreams: []mesh.ServiceKey{{Name: "api"}, {Name: "api", Datacenter: "dc2"}}})
+	run(t, h.withChains(h.options(s.Address)), defaultPace, Wanted{Upstreams: []mesh.ServiceKey{{Name: "api"}, {Name: "api", Datacenter: "dc2"}}})
 	says := func(want mesh.Chain) func() bool {
 		return func() bool { return h.chain(mesh.ServiceKey{Name: "api"}) == want }
 	}
@@ -400,7 +400,7 @@ func TestRealMoreWatchesThanConnections(t *testing.T) {
 	}
 	offer(t, s.Client, "saa", 8080)
 	start := time.Now()
-	c := run(t, h.options(s.Address), defaultPace, w)
+	c := run(t, h.withChains(h.options(s.Address)), defaultPace, w)
 	within(t, 60*time.Second, "300 watches", func() bool { return well(c) })
 	t.Logf("300 watches well after %s", time.Since(start).Round(time.Millisecond))
 	// Held by now, all of them; and each of them hears of a change.
