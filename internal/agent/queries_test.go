@@ -25,6 +25,7 @@ func TestQueriesAddUp(t *testing.T) {
 		{consul.Status{Queries: 21, Failures: 4, Watches: []consul.WatchStatus{watch("b", 6, 1)}}, 13, 3, 4, 1},
 		{consul.Status{Queries: 22, Failures: 4, Watches: []consul.WatchStatus{watch("a", 1, 0), watch("b", 6, 1)}}, 14, 3, 4, 1},
 		{consul.Status{Queries: 22, Failures: 4, Watches: []consul.WatchStatus{watch("a", 2, 0), watch("b", 6, 1)}}, 15, 3, 4, 1},
+		{consul.Status{Queries: 22, Failures: 4, Watches: []consul.WatchStatus{watch("a", 2, 0), watch("b", 2, 1)}}, 16, 4, 4, 1},
 	} {
 		list := q.add(&step.status)
 		s, o := list[0], list[len(list)-1]

@@ -115,6 +115,7 @@ func TestDiscoveryChain(t *testing.T) {
 	at := meshtest.FreeAddr(t)
 	c.SetService("api", c.Entry("api", "api-1", at, at.Port()))
 	a := newHost(t, "host-a", "")
+	defer c.Break("/v1/discovery-chain/", meshtest.Fault{Delay: 200 * time.Millisecond, Times: 1})()
 	a.start(a.withConsul(c, offer("web", 9)+"upstream \"api\" {}\n"))
 	a.awaitReady()
 	if g := a.status().Generation; g != 1 {
