@@ -312,9 +312,12 @@ type Denied struct {
 
 	What string `json:"what"`           // that was refused: "endpoints of service api"
 	Hurt string `json:"hurt,omitempty"` // whom: `upstream "api"`, `service "web"`
-	Rule string `json:"rule,omitempty"` // that would allow it: `service "api" { policy = "read" }`
+	// Rule would allow it: `service "api" { policy = "read" }`; several stand on
+	// lines of their own.
+	Rule string `json:"rule,omitempty"`
 	// Token says which one lacks it: the path of its file, or words.
 	Token string    `json:"token,omitempty"`
+	Error string    `json:"error,omitempty"` // Consul's own words
 	Since time.Time `json:"since,omitzero"`
 }
 

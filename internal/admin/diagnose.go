@@ -144,12 +144,12 @@ func (d *diagnosis) catalog(s *Status) {
 	for _, u := range c.Unusable {
 		d.warn("a file that the consul block names cannot be used", u, "mend it, it is read again by itself")
 	}
+	for i := range c.Denied {
+		d.denied(&c.Denied[i])
+	}
 	if !c.Reachable {
 		d.unreachable(c)
 		return // every watch would say the same again
-	}
-	for _, r := range c.Denied {
-		d.denied(&r)
 	}
 	for _, w := range c.Watches {
 		if w.Error != "" && !c.denies(w.Kind, w.Name) {
@@ -163,6 +163,9 @@ func (d *diagnosis) catalog(s *Status) {
 
 func (d *diagnosis) unreachable(c *Catalog) {
 	what := fmt.Sprintf("Consul at %s cannot be reached", c.Address)
+	if len(c.Denied) > 0 { // perhaps it does nothing but refuse
+		what = fmt.Sprintf("Consul at %s says nothing that helps", c.Address)
+	}
 	if !c.UnreachableSince.IsZero() {
 		what += " since " + moment(c.UnreachableSince)
 	}
@@ -193,17 +196,17 @@ func (c *Catalog) denies(kind, name string) bool {
 }
 
 func (d *diagnosis) denied(r *Denied) {
-	why := "it hurts " + r.Hurt
-	if r.Hurt == "" {
-		why = ""
+	var why []string
+	add := func(intro, text string) {
+		if text != "" {
+			why = append(why, intro+text)
+		}
 	}
-	if r.Rule != "" {
-		why = strings.TrimPrefix(why+"; needed: "+r.Rule, "; ")
-	}
-	if r.Token != "" {
-		why = strings.TrimPrefix(why+"; lacking it: "+r.Token, "; ")
-	}
-	d.err("Consul denies "+r.What, why, "meshctl consul policy")
+	add("it hurts ", r.Hurt)
+	add("needed: ", strings.ReplaceAll(r.Rule, "\n", ", "))
+	add("asked with ", r.Token)
+	add("Consul says: ", r.Error)
+	d.err("Consul denies "+r.What, strings.Join(why, "; "), "meshctl consul policy")
 }
 
 // moment writes a time as the journal does, so that both can be compared.

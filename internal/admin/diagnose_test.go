@@ -9,10 +9,10 @@ import (
 // What a missing right hurts, which rule would give it, and the next command.
 func TestDiagnoseOfAMissingRight(t *testing.T) {
 	s := healthy()
-	s.Catalog.Denied = []Denied{{Kind: "service", Name: "api", What: "endpoints of api", Hurt: `upstream "api"`, Rule: `service "api" { policy = "read" }`, Token: "/etc/token"}}
+	s.Catalog.Denied = []Denied{{Kind: "service", Name: "api", What: "endpoints of api", Hurt: `upstream "api"`, Rule: "service \"api\" { policy = \"read\" }\nnode_prefix \"\" { policy = \"read\" }", Token: "/etc/token", Error: "ACL not found"}}
 	got := Diagnose(s)
 	want := Problem{SeverityError, "Consul denies endpoints of api",
-		`it hurts upstream "api"; needed: service "api" { policy = "read" }; lacking it: /etc/token`, "meshctl consul policy"}
+		`it hurts upstream "api"; needed: service "api" { policy = "read" }, node_prefix "" { policy = "read" }; asked with /etc/token; Consul says: ACL not found`, "meshctl consul policy"}
 	if len(got) != 1 || got[0] != want {
 		t.Errorf("found %+v, want %+v", got, want)
 	}
@@ -42,7 +42,7 @@ func TestDiagnose(t *testing.T) {
 	up := func(s *Status) *Upstream { return &s.Upstreams[0] }
 	for name, c := range map[string]struct {
 		break_ func(s *Status)
-		want   string // SEVERITY WHAT, "" for nothing
+		want   string // SEVERITY WHAT, | between several, "" for nothing
 	}{
 		"healthy":           {func(*Status) {}, ""},
 		"not ready":         {func(s *Status) { s.Ready = false }, "error the agent is not ready"},
@@ -65,6 +65,10 @@ func TestDiagnose(t *testing.T) {
 			s.Catalog.Denied = []Denied{{Kind: "service", Name: "x", What: "endpoints of x", Hurt: "upstream x", Rule: "r"}}
 			s.Catalog.Watches = []Watch{{Kind: "service", Name: "x", Error: "403"}}
 		}, "error Consul denies endpoints of x"},
+		"everything denied": {func(s *Status) {
+			s.Catalog.Denied = []Denied{{Kind: "service", Name: "x", What: "endpoints of x"}}
+			s.Catalog.Reachable = false
+		}, "error Consul denies endpoints of x|warning Consul at 127.0.0.1:8500 says nothing that helps"},
 		"leaf denied": {func(s *Status) {
 			s.Catalog.Denied = []Denied{{Kind: "leaf", Name: "web", What: "the certificate of web"}}
 			s.Identity.Error = "403"
@@ -107,8 +111,11 @@ func TestDiagnose(t *testing.T) {
 				}
 				return
 			}
-			if len(got) != 1 || !strings.HasPrefix(string(got[0].Severity)+" "+got[0].What, c.want) {
-				t.Errorf("found %+v, want only %q", got, c.want)
+			want := strings.Split(c.want, "|")
+			for i := range max(len(got), len(want)) {
+				if i >= len(got) || i >= len(want) || !strings.HasPrefix(string(got[i].Severity)+" "+got[i].What, want[i]) {
+					t.Fatalf("found %+v, want only %q", got, want)
+				}
 			}
 		})
 	}

@@ -128,7 +128,7 @@ func (a *Agent) catalogStatus(v *view, c *consul.Status, now time.Time) admin.Ca
 	for _, d := range c.Denied {
 		cat.Denied = append(cat.Denied, admin.Denied{
 			Kind: string(d.Kind), Name: d.Name, Datacenter: d.Datacenter,
-			What: d.What, Hurt: d.Who, Rule: d.Rule, Token: d.Token, Since: d.Since,
+			What: d.What, Hurt: d.Who, Rule: d.Rule, Token: d.Token, Error: d.Error, Since: d.Since,
 		})
 	}
 	return cat
