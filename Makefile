@@ -30,6 +30,7 @@ consul: ## find or build the Consul that the tests start (never shipped)
 
 lint: ## gofmt, vet, staticcheck, the rules of the house, documents in step with the code
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt would change:"; echo "$$bad"; exit 1; }
+	$(GO) mod tidy -diff
 	$(GO) vet ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 	$(GO) test -count=1 .
