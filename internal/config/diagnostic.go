@@ -24,8 +24,6 @@ type Diagnostic struct {
 	In string `json:"in,omitempty"`
 	// Other is the second place of a clash, nil when there is only one.
 	Other *Place `json:"other,omitempty"`
-
-	order int // of the file among the files read
 }
 
 // Place is a stretch of a line in a file. The zero Line means the file as a

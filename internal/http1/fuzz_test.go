@@ -33,9 +33,6 @@ func seed(f *testing.F, word string, add func(c storyCase)) {
 
 // message is what two readers must agree about.
 type message struct {
-	length   int64 // Chunked, or the bytes
-	close    bool
-	fields   http.Header
 	body     []byte
 	done     bool
 	trailers http.Header

@@ -297,7 +297,6 @@ func (f expirerFunc) Expired(t *Timer) { f(t) }
 func TestTimerOfRealLoop(t *testing.T) {
 	l := running(t, Options{})
 	const span = 50 * time.Millisecond
-	type report struct{ early, late int64 }
 	done := make(chan time.Duration, 1)
 	tm := &Timer{}
 	on(t, l, func() {
