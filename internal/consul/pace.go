@@ -53,8 +53,8 @@ type pace struct {
 	// until then a held query would hear of nothing.
 	plain time.Duration
 	// refill is the time a watch earns one query in, when it has used its
-	// burst. A removal has to be known within a second in the middle of a
-	// deployment too, so it is well below that.
+	// burst. A removal has to be known at once in the middle of a deployment
+	// too.
 	refill time.Duration
 	// refillIdle replaces refill after idleAnswers that came at once and
 	// brought nothing: an index that turns in place must not make a busy loop.
@@ -81,7 +81,7 @@ var defaultPace = pace{
 	backoffMost:    2 * time.Second,
 	backoffRefused: 4 * time.Second,
 	plain:          3 * time.Minute,
-	refill:         250 * time.Millisecond,
+	refill:         100 * time.Millisecond,
 	refillIdle:     2 * time.Second,
 	settle:         30 * time.Second,
 }

@@ -40,8 +40,15 @@ func (c *Client) pulse(ctx context.Context) {
 func (c *Client) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.pace.pulseLimit)
 	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://consul/v1/status/leader", nil)
+	if err != nil {
+		return err
+	}
+	// A connection of its own says more than one that stands, and leaves none
+	// for a watch to try first, and in vain, when Consul resets them.
+	req.Close = true
 	var leader string
-	_, err := c.do(ctx, http.MethodGet, "http://consul/v1/status/leader", nil, &leader)
+	_, err = c.send(req, &leader)
 	if err == nil && leader == "" {
 		err = errors.New("no leader")
 	}

@@ -386,6 +386,10 @@ func (c *Client) do(ctx context.Context, method, target string, in io.Reader, ou
 	if err != nil {
 		return 0, err
 	}
+	return c.send(req, out)
+}
+
+func (c *Client) send(req *http.Request, out any) (uint64, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
 		var u *url.Error

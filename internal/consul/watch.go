@@ -309,6 +309,12 @@ func (w *watch) failed(ctx context.Context, err error, failures int) {
 	w.st.Errors++
 	w.mu.Unlock()
 	w.c.via.failed(err)
+	var answered api.StatusError
+	if !errors.As(err, &answered) {
+		// What is wrong with one connection may be wrong with those that wait
+		// for use, and the HTTP library tries them one after the other.
+		w.c.via.CloseIdleConnections()
+	}
 	// One line per kind of trouble, not one per try.
 	if failures == 1 || changed {
 		w.c.o.Log.Warn("consul query failed, keeping what is known", "watch", w.key.String(), "error", err)

@@ -1,6 +1,7 @@
 package meshtest
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -84,6 +85,12 @@ func (f *FakeConsul) fault(r *http.Request) *brokenPath {
 // serve spoils the answer that good would give.
 func (b *brokenPath) serve(w http.ResponseWriter, r *http.Request, good http.Handler) {
 	fault := &b.fault
+	// Until the body is read the server does not notice that the client goes.
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	if fault.Hang {
 		select {
 		case <-r.Context().Done():
@@ -109,7 +116,8 @@ func (b *brokenPath) serve(w http.ResponseWriter, r *http.Request, good http.Han
 	} else {
 		answer.Code = fault.Status
 	}
-	header, body := w.Header(), answer.Body.Bytes()
+	header := w.Header()
+	body = answer.Body.Bytes()
 	for name, values := range answer.Header() {
 		header[name] = values
 	}
@@ -154,6 +162,9 @@ func abort(w http.ResponseWriter) {
 	c, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return
+	}
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn() // without the end that TLS would say
 	}
 	if tcp, ok := c.(*net.TCPConn); ok {
 		tcp.SetLinger(0)
