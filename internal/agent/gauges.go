@@ -82,7 +82,7 @@ func (a *Agent) gauges() telemetry.Gauges {
 // consulGauge sums up the registry's side.
 func (a *Agent) consulGauge(c *consul.Status) telemetry.ConsulGauge {
 	g := telemetry.ConsulGauge{
-		Used: true, Reachable: c.Reachable, Kinds: a.queries.add(c), Denied: len(c.Denied),
+		Used: true, Reachable: c.Reachable, Kinds: a.queries.add(c), Writes: c.Writes, Denied: len(c.Denied),
 		// Every word, so that none appears out of nothing.
 		Registrations: map[string]int{
 			string(consul.Waiting): 0, string(consul.Registered): 0, string(consul.Adopted): 0, string(consul.Failed): 0,

@@ -177,6 +177,7 @@ func TestMissingRight(t *testing.T) {
 	a.metric("meshd_consul_denied 1")
 	a.metric(`meshd_consul_watches{kind="service",state="failing"} 1`)
 	a.metric(`meshd_consul_registrations{state="registered"} 1`)
+	a.metric("meshd_consul_registration_writes_total 2") // the service and its proxy
 	i := slices.IndexFunc(a.agent.Catalog().Watches, func(w admin.Watch) bool { return w.Kind == "service" })
 	if w := a.agent.Catalog().Watches[i]; w.Error == "" || w.Errors == 0 || !slices.Equal(w.Serves, []string{"upstream again", "upstream api"}) {
 		t.Errorf("watch %+v", w)

@@ -85,6 +85,7 @@ var (
 	consulWatch = gauge("meshd_consul_watches", "Watches by what they ask for and whether the last query worked.", "kind", "state")
 	consulAge   = gauge("meshd_consul_age_seconds", "Time since Consul confirmed the watch that waits longest.", "kind")
 	consulReg   = gauge("meshd_consul_registrations", "Offered services by how they stand in Consul.", "state")
+	consulWrite = counter("meshd_consul_registration_writes_total", "Changes made to registrations in Consul.")
 	consulRight = gauge("meshd_consul_denied", "Rights that the token lacks.")
 	consulHeld  = gauge("meshd_consul_held_endpoints", "Endpoints in use although their nodes are gone by Consul's gossip.")
 	stored      = gauge("meshd_stored_timestamp_seconds", "When the last good picture was written to disk.")
@@ -98,7 +99,7 @@ var metrics = []metric{
 	links, streams, handshaking, handshakes,
 	breakers, endpoints, catalogAge, refused, certExpiry, listeners,
 	reloadOK, reloadTime, generation, loopLoad, stored,
-	consulUp, consulTotal, consulBack, consulWatch, consulAge, consulReg, consulRight, consulHeld,
+	consulUp, consulTotal, consulBack, consulWatch, consulAge, consulReg, consulWrite, consulRight, consulHeld,
 	dnsTotal, buildInfo,
 }
 

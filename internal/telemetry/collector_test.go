@@ -58,7 +58,7 @@ func example() (*Registry, Gauges) {
 		Consul: ConsulGauge{Used: true, Reachable: true, Kinds: []ConsulKind{
 			{Kind: "service", Queries: 40, Errors: 2, Resets: 1, Watches: 3, Failing: 1, Oldest: start.Add(-30 * time.Second)},
 			{Kind: OtherKind, Queries: 9},
-		}, Registrations: map[string]int{"registered": 1, "failed": 0}, Denied: 1, Held: 6},
+		}, Registrations: map[string]int{"registered": 1, "failed": 0}, Writes: 2, Denied: 1, Held: 6},
 		StoredTime:   start.Add(-5 * time.Second),
 		DNSResponses: map[string]uint64{"NOERROR": 5, "REFUSED": 1},
 	}

@@ -83,7 +83,10 @@ type ConsulGauge struct {
 	Kinds []ConsulKind
 	// Registrations counts offered services by how they stand there.
 	Registrations map[string]int
-	Denied        int // rights that the token lacks
+	// Writes counts what was changed in Consul: registrations, deregistrations
+	// and removed checks.
+	Writes uint64
+	Denied int // rights that the token lacks
 	// Held counts endpoints that are used although their nodes are gone by
 	// Consul's gossip: too many vanished at once to believe it.
 	Held int

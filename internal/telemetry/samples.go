@@ -111,6 +111,7 @@ func (c *ConsulGauge) collect(ch chan<- prometheus.Metric, now time.Time) {
 	for _, state := range slices.Sorted(maps.Keys(c.Registrations)) {
 		consulReg.send(ch, float64(c.Registrations[state]), state)
 	}
+	consulWrite.send(ch, float64(c.Writes))
 	consulRight.send(ch, float64(c.Denied))
 	consulHeld.send(ch, float64(c.Held))
 }
