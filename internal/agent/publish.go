@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net/netip"
 	"time"
 
 	"meshd/internal/admin"
@@ -258,16 +257,16 @@ func (p *publisher) rebind() {
 
 // tellListeners logs what became of listeners, each change once.
 func (p *publisher) tellListeners(now []proxy.ListenerState) {
-	was := make(map[netip.AddrPort]bool, len(p.next.listeners))
+	was := make(map[string]bool, len(p.next.listeners))
 	for _, l := range p.next.listeners {
-		was[l.Address] = l.Err != nil
+		was[l.Where()] = l.Err != nil
 	}
 	for _, l := range now {
 		switch {
-		case l.Err != nil && !was[l.Address]:
-			p.a.log.Error("upstream has no listener, will retry", "upstream", l.Upstream, "address", l.Address.String(), "error", l.Err)
-		case l.Err == nil && was[l.Address]:
-			p.a.log.Info("upstream has its listener", "upstream", l.Upstream, "address", l.Address.String())
+		case l.Err != nil && !was[l.Where()]:
+			p.a.log.Error("upstream has no listener, will retry", "upstream", l.Upstream, "address", l.Where(), "error", l.Err)
+		case l.Err == nil && was[l.Where()]:
+			p.a.log.Info("upstream has its listener", "upstream", l.Upstream, "address", l.Where())
 		}
 	}
 }

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"time"
 
@@ -45,7 +44,7 @@ func (a *Agent) Ready() (bool, []string) {
 	}
 	for _, l := range v.listeners {
 		if l.Err != nil {
-			waiting = append(waiting, fmt.Sprintf("listener %s of upstream %s", l.Address, l.Upstream))
+			waiting = append(waiting, fmt.Sprintf("listener %s of upstream %s", l.Where(), l.Upstream))
 		}
 	}
 	if _, err := a.DNS(); err != nil {
@@ -146,9 +145,9 @@ func (a *Agent) upstreams(v *view, c *consul.Status, now time.Time) []admin.Upst
 	for i := range states {
 		live[states[i].Name] = &states[i]
 	}
-	errs := make(map[netip.AddrPort]error, len(v.listeners))
+	errs := make(map[string]error, len(v.listeners))
 	for _, l := range v.listeners {
-		errs[l.Address] = l.Err
+		errs[l.Where()] = l.Err
 	}
 	list := make([]admin.Upstream, 0, len(v.snap.Outbound))
 	for _, o := range v.snap.Outbound {
@@ -164,11 +163,10 @@ func (a *Agent) upstreams(v *view, c *consul.Status, now time.Time) []admin.Upst
 			}
 		}
 		for _, b := range o.Binds {
-			bind := admin.Bind{Address: b.String(), State: admin.BindListening}
-			if err := errs[b]; err != nil {
-				bind.State, bind.Error = admin.BindFailed, err.Error()
-			}
-			u.Binds = append(u.Binds, bind)
+			u.Binds = append(u.Binds, bind(b.String(), errs))
+		}
+		if o.SocketPath != "" {
+			u.Binds = append(u.Binds, bind(o.SocketPath, errs))
 		}
 		u.Rates = a.rates.of(rateKey{telemetry.Outbound, o.Name, o.Protocol}, a.telemetry)
 		st := live[o.Name]
@@ -179,6 +177,14 @@ func (a *Agent) upstreams(v *view, c *consul.Status, now time.Time) []admin.Upst
 		list = append(list, u)
 	}
 	return list
+}
+
+// bind says how the listener at an address or path is.
+func bind(where string, errs map[string]error) admin.Bind {
+	if err := errs[where]; err != nil {
+		return admin.Bind{Address: where, State: admin.BindFailed, Error: err.Error()}
+	}
+	return admin.Bind{Address: where, State: admin.BindListening}
 }
 
 // endpoints joins what the catalog states with what the data path knows.

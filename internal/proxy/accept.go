@@ -25,7 +25,9 @@ func (l *link) lookup() *grants {
 			g.instances = g.pic.services[l.service]
 		}
 		for _, in := range g.instances {
-			g.allowed = append(g.allowed, in.rules.Decide(l.peer).Allowed)
+			ok := in.rules.Decide(l.peer).Allowed
+			g.allowed = append(g.allowed, ok)
+			l.admitted = l.admitted || ok
 		}
 	}
 	return g

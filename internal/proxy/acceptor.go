@@ -15,7 +15,9 @@ import (
 // which passes connections on when it has no time for them.
 type acceptor struct {
 	p     *Proxy
-	addr  netip.AddrPort
+	key   bindKey
+	file  socketFile // of a Unix socket
+	mode  uint32     // of a Unix socket; guarded by Proxy.mu
 	fd    int
 	st    *upstreamState
 	tcp   bool
@@ -45,7 +47,7 @@ func (a *acceptor) Ready(ev loop.Events) {
 		default:
 			// No descriptors or no memory: trying at once would only burn the
 			// loop. Edges do not repeat, so the timer has to look again.
-			a.w.log.Error("cannot accept connections", "upstream", a.st.name, "address", a.addr.String(), "error", errno)
+			a.w.log.Error("cannot accept connections", "upstream", a.st.name, "address", a.key.String(), "error", errno)
 			a.w.loop.Arm(&a.timer, a.w.loop.Now()+int64(acceptPause))
 			return
 		}
@@ -129,13 +131,14 @@ func (p *Proxy) idlest() *worker {
 // ListenerState is how a listener of an upstream fares.
 type ListenerState struct {
 	Upstream string
-	Address  netip.AddrPort
-	Err      error // nil while it listens
+	Address  netip.AddrPort // the zero AddrPort for a Unix socket
+	Path     string         // of a Unix socket, "" for an address
+	Err      error          // nil while it listens as it should
 }
 
-// Prepare binds the addresses of s that are not bound yet and returns all that
-// s asks for. A taken address fails by itself; calling Prepare again tries it
-// again. Sockets that s does not need stay until Publish.
+// Prepare binds the addresses and Unix sockets of s that are not bound yet and
+// returns all that s asks for. A taken one fails by itself; calling Prepare
+// again tries it again. Those that s does not need stay until Publish.
 func (p *Proxy) Prepare(s *mesh.Snapshot) []ListenerState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -143,8 +146,18 @@ func (p *Proxy) Prepare(s *mesh.Snapshot) []ListenerState {
 	for _, o := range s.Outbound {
 		for _, addr := range o.Binds {
 			st := ListenerState{Upstream: o.Name, Address: addr}
-			if p.listeners[addr] == nil {
-				st.Err = p.listen(addr)
+			if key := (bindKey{addr: addr}); p.listeners[key] == nil {
+				st.Err = p.listen(key, 0)
+			}
+			states = append(states, st)
+		}
+		if o.SocketPath != "" {
+			st := ListenerState{Upstream: o.Name, Path: o.SocketPath}
+			key := bindKey{path: o.SocketPath}
+			if a := p.listeners[key]; a == nil {
+				st.Err = p.listen(key, o.SocketMode)
+			} else {
+				st.Err = p.keepSocket(key, a, o.SocketMode)
 			}
 			states = append(states, st)
 		}
@@ -154,25 +167,39 @@ func (p *Proxy) Prepare(s *mesh.Snapshot) []ListenerState {
 
 var errDraining = errors.New("the agent is shutting down")
 
-// listen binds addr. p.mu is held.
-func (p *Proxy) listen(addr netip.AddrPort) error {
+// listen binds key; mode is for Unix sockets. p.mu is held.
+func (p *Proxy) listen(key bindKey, mode uint32) error {
 	if p.draining {
 		return errDraining
 	}
 	// The loop may not have closed yet what was listening there a moment ago.
-	if old := p.closing[addr]; old != nil {
+	if old := p.closing[key]; old != nil {
 		select {
 		case <-old.gone:
-			delete(p.closing, addr)
+			delete(p.closing, key)
 		case <-time.After(closeWait):
 		}
 	}
-	fd, _, err := loop.Listen(addr)
+	a := &acceptor{p: p, key: key, mode: mode, gone: make(chan struct{})}
+	var err error
+	if key.path != "" {
+		a.fd, a.file, err = listenSocket(key.path, mode)
+	} else {
+		a.fd, _, err = loop.Listen(key.addr)
+	}
 	if err != nil {
 		return err
 	}
-	p.listeners[addr] = &acceptor{p: p, addr: addr, fd: fd, gone: make(chan struct{})}
+	p.listeners[key] = a
 	return nil
+}
+
+// shut closes a listener that is not in p.listeners any more. p.mu is held.
+func (p *Proxy) shut(key bindKey, a *acceptor) {
+	p.closing[key] = a
+	if !p.workers[0].loop.Post(a.shut) {
+		a.shut()
+	}
 }
 
 // install points every bound listener at its upstream in pic and closes those
@@ -182,30 +209,32 @@ func (p *Proxy) install(pic *picture) {
 		st  *upstreamState
 		tcp bool
 	}
-	wanted := make(map[netip.AddrPort]use)
+	wanted := make(map[bindKey]use)
 	for _, o := range pic.outbound {
-		if o != nil {
-			for _, addr := range o.Binds {
-				wanted[addr] = use{o.st, o.Protocol == mesh.TCP}
-			}
+		if o == nil {
+			continue
+		}
+		u := use{o.st, o.Protocol == mesh.TCP}
+		for _, addr := range o.Binds {
+			wanted[bindKey{addr: addr}] = u
+		}
+		if o.SocketPath != "" {
+			wanted[bindKey{path: o.SocketPath}] = u
 		}
 	}
-	for addr, a := range p.closing {
+	for key, a := range p.closing {
 		select {
 		case <-a.gone:
-			delete(p.closing, addr)
+			delete(p.closing, key)
 		default:
 		}
 	}
 	first := p.workers[0]
-	for addr, a := range p.listeners {
-		u, ok := wanted[addr]
+	for key, a := range p.listeners {
+		u, ok := wanted[key]
 		if !ok {
-			delete(p.listeners, addr)
-			p.closing[addr] = a
-			if !first.loop.Post(a.shut) {
-				a.shut()
-			}
+			delete(p.listeners, key)
+			p.shut(key, a)
 			continue
 		}
 		first.loop.Post(func() {
@@ -214,7 +243,7 @@ func (p *Proxy) install(pic *picture) {
 				a.w = first
 				a.timer.Owner = a
 				if err := first.loop.Add(a.fd, a); err != nil {
-					first.log.Error("cannot watch a listener", "address", addr.String(), "error", err)
+					first.log.Error("cannot watch a listener", "address", a.key.String(), "error", err)
 				}
 			}
 		})
@@ -228,6 +257,17 @@ func (a *acceptor) shut() {
 	if a.w != nil {
 		a.w.loop.Disarm(&a.timer)
 		a.w.loop.Remove(a.fd)
+	}
+	a.closeFD()
+}
+
+// closeFD closes the listener of a loop that does not watch it.
+func (a *acceptor) closeFD() {
+	if a.fd < 0 {
+		return
+	}
+	if a.key.path != "" {
+		removeSocket(a.key.path, a.file)
 	}
 	loop.Close(a.fd)
 	a.fd = -1

@@ -298,15 +298,6 @@ func TestDenied(t *testing.T) {
 		p.a.counts(telemetry.Outbound, mesh.TCP, "denied=2")
 		p.calm()
 	})
-	t.Run("a running connection stays", func(t *testing.T) {
-		app := meshtest.TCPEcho(t, "world")
-		p := newPair(t, 1, mesh.TCP, app.Addr)
-		c := dial(t, p.addr)
-		echo(t, c, "before")
-		p.b.spec.Services[0].Allow = nil
-		p.b.publish(p.ca)
-		echo(t, c, "after")
-	})
 }
 
 // TestInstances: several instances of a service on one host are told apart by

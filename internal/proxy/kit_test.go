@@ -70,13 +70,19 @@ lines:
 // testCA is a folder that the hosts of one test share.
 func newHost(t testing.TB, ca string, loops int, cidr string) *host {
 	t.Helper()
+	return newHostAt(t, loops, cidr, netip.MustParseAddrPort("127.0.0.1:0"))
+}
+
+// newHostAt is newHost with a place to wait for peers.
+func newHostAt(t testing.TB, loops int, cidr string, peerBind netip.AddrPort) *host {
+	t.Helper()
 	h := &host{t: t, store: identity.NewStore(), done: make(chan struct{})}
 	h.spec = mesh.Spec{Node: t.Name(), Domain: "mesh.internal", Loopback: netip.MustParsePrefix(cidr)}
 	h.telemetry = telemetry.New(loops, OutcomeNames)
 	h.logs = &logs{t: t}
 	log := slog.New(slog.NewTextHandler(h.logs, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	var err error
-	h.Proxy, err = New(Options{Loops: loops, PeerBind: netip.MustParseAddrPort("127.0.0.1:0"), Identity: h.store,
+	h.Proxy, err = New(Options{Loops: loops, PeerBind: peerBind, Identity: h.store,
 		Telemetry: h.telemetry, Log: log, DrainTimeout: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
@@ -147,10 +153,16 @@ type pairOption func(a, b *mesh.Spec)
 
 func newPair(t testing.TB, loops int, protocol mesh.Protocol, app netip.AddrPort, opts ...pairOption) *pair {
 	t.Helper()
+	return newPairAt(t, loops, protocol, app, netip.MustParseAddrPort("127.0.0.1:0"), opts...)
+}
+
+// newPairAt is newPair with a place where both wait for peers.
+func newPairAt(t testing.TB, loops int, protocol mesh.Protocol, app, peerBind netip.AddrPort, opts ...pairOption) *pair {
+	t.Helper()
 	p := &pair{ca: t.TempDir()}
-	p.b = newHost(t, p.ca, loops, "127.78.0.0/16")
+	p.b = newHostAt(t, loops, "127.78.0.0/16", peerBind)
 	// Another range in every process: several may test at the same time.
-	p.a = newHost(t, p.ca, loops, fmt.Sprintf("127.%d.0.0/16", 80+os.Getpid()%160))
+	p.a = newHostAt(t, loops, fmt.Sprintf("127.%d.0.0/16", 80+os.Getpid()%160), peerBind)
 	p.b.spec.Services = []mesh.Service{{
 		Name: "world", ID: "world", Address: app.Addr(), Port: app.Port(), Protocol: protocol,
 		Allow: []mesh.Allow{{Caller: "web"}}, ConnectTimeout: time.Second, IdleTimeout: time.Minute,

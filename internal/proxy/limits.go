@@ -84,6 +84,10 @@ const (
 	// for its peers to close the links it said goaway on: a request may be on
 	// its way.
 	goawayGrace = time.Second
+	// denyGrace is how long streams go on that a new picture denies: a request
+	// that is nearly done may finish, and together with what it takes to hear of
+	// the change whoever was shut out is out within a second.
+	denyGrace = 500 * time.Millisecond
 	// dialLogEvery spaces the log lines about one peer that cannot be linked to.
 	dialLogEvery = time.Second
 	// closeWait bounds how long Prepare waits for a loop to close a listener

@@ -37,7 +37,9 @@ type link struct {
 	count   int       // streams
 
 	// grants is what the picture says of the peer, kept as long as the picture.
-	grants grants
+	grants   grants
+	admitted bool  // the peer was allowed something since the link last was retired
+	cutAt    int64 // loop time at which denied streams end; 0 is never
 
 	timer    loop.Timer
 	lastRead int64

@@ -66,7 +66,7 @@ var outcomes = [outcomeCount]outcomeInfo{
 	ConnectFailed:      {"connect_failed", 503, "no peer could be reached; see meshctl status"},
 	HandshakeFailed:    {"handshake_failed", 503, "the peer's identity was refused; see the log of meshd"},
 	NoIdentity:         {"no_identity", 503, "no certificate for the calling service yet; see meshctl status"},
-	Denied:             {"denied", 403, "the called service does not allow this caller; see its allow blocks"},
+	Denied:             {"denied", 403, "the called service does not allow this caller; see its intentions and allow blocks"},
 	NoService:          {"no_service", 503, "the peer does not offer this service"},
 	LocalConnectFailed: {"local_connect_failed", 503, "the application does not listen on its port on the other host"},
 	LocalReset:         {"local_reset", 502, "the application broke off its answer"},

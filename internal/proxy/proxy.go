@@ -62,9 +62,9 @@ type Proxy struct {
 	// status request reads.
 	mu        sync.Mutex
 	registry  *registry
-	listeners map[netip.AddrPort]*acceptor
-	closing   map[netip.AddrPort]*acceptor // not in force, perhaps not closed yet
-	draining  bool                         // nothing is listened on any more
+	listeners map[bindKey]*acceptor
+	closing   map[bindKey]*acceptor // not in force, perhaps not closed yet
+	draining  bool                  // nothing is listened on any more
 }
 
 // settings are the options that may change while the proxy runs.
@@ -86,8 +86,8 @@ func New(o Options) (*Proxy, error) {
 	}
 	p := &Proxy{
 		opt: o, registry: newRegistry(o.Loops, o.Telemetry),
-		listeners: make(map[netip.AddrPort]*acceptor),
-		closing:   make(map[netip.AddrPort]*acceptor),
+		listeners: make(map[bindKey]*acceptor),
+		closing:   make(map[bindKey]*acceptor),
 		accepts:   make(tickets, maxHandshakes), dials: make(tickets, maxHandshakes),
 	}
 	p.choose = p.idlest
@@ -119,6 +119,7 @@ func newWorker(p *Proxy, i int) (*worker, error) {
 		rng: balance.NewRand(uint64(time.Now().UnixNano()) + uint64(i)),
 	}
 	var err error
+	w.cutter.w = w
 	w.loop, err = loop.New(loop.Options{Index: i, TurnStart: w.turnStart, TurnEnd: w.turnEnd, Log: p.opt.Log})
 	return w, err
 }
@@ -164,8 +165,8 @@ func (p *Proxy) Publish(s *mesh.Snapshot) {
 }
 
 // retire closes what a picture has no use for: links to targets that are gone
-// (after their last stream) and connections of upstreams that are gone (after
-// what runs on them).
+// (after their last stream), connections of upstreams that are gone (after what
+// runs on them) and what peers are not allowed any more.
 func (w *worker) retire(pic *picture, gone []*target) {
 	w.pic = w.p.picture.Load()
 	for _, t := range gone {
@@ -184,8 +185,8 @@ func (w *worker) retire(pic *picture, gone []*target) {
 		}
 	}
 	for l := range w.allLinks {
-		if !l.opener && len(w.pic.services[l.service]) == 0 {
-			l.retire()
+		if !l.opener {
+			l.review()
 		}
 	}
 }
@@ -226,9 +227,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.draining = true
-	for _, list := range []map[netip.AddrPort]*acceptor{p.listeners, p.closing} {
+	for _, list := range []map[bindKey]*acceptor{p.listeners, p.closing} {
 		for _, a := range list {
-			a.fdOnly()
+			a.closeFD()
 		}
 	}
 	return failed
@@ -380,15 +381,6 @@ func (w *worker) finish() {
 	}
 	for l := range w.allLinks {
 		l.shut()
-	}
-}
-
-// fdOnly closes the listener of a loop that has ended.
-func (a *acceptor) fdOnly() {
-	if a.fd >= 0 {
-		loop.Close(a.fd)
-		a.fd = -1
-		close(a.gone)
 	}
 }
 

@@ -49,6 +49,7 @@ type worker struct {
 	rng  balance.Rand
 	view pickView
 
+	cutter      cutter
 	freeStreams *stream
 	conns       map[closer]struct{} // all application connections, for drain and end
 	allLinks    map[*link]struct{}
