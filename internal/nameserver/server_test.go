@@ -94,6 +94,14 @@ func TestStandardResolver(t *testing.T) {
 	if err != nil || len(a) != 1 || a[0].Unmap() != netip.MustParseAddr("127.77.0.10") {
 		t.Errorf("address = %v, %v", a, err)
 	}
+	names, err := r.LookupAddr(t.Context(), "127.77.0.10")
+	if err != nil || len(names) != 1 || names[0] != "payments.mesh.internal." {
+		t.Errorf("names = %v, %v", names, err)
+	}
+	facts, err := r.LookupTXT(t.Context(), "payments.mesh.internal.")
+	if err != nil || len(facts) != 2 || facts[0] != "protocol=tcp" || facts[1] != "port=8080" {
+		t.Errorf("facts = %v, %v", facts, err)
+	}
 	_, srvs, err := r.LookupSRV(t.Context(), "payments", "tcp", "mesh.internal.")
 	if err != nil || len(srvs) != 1 || srvs[0].Port != 8080 || srvs[0].Target != "payments.mesh.internal." {
 		t.Errorf("srv = %v, %v", srvs, err)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -51,7 +52,7 @@ func (z *zone) answer(m *dns.Msg, s *mesh.Snapshot) {
 	q := &m.Question[0]
 	// By label, not by text: "a\.mesh.internal." is a name below "internal.".
 	if !dns.IsSubDomain(z.name, q.Name) {
-		m.Rcode = dns.RcodeRefused
+		z.reverse(m, s)
 		return
 	}
 	m.Authoritative = true
@@ -71,21 +72,23 @@ func (z *zone) answer(m *dns.Msg, s *mesh.Snapshot) {
 		}
 		z.deny(m, s)
 	case len(labels) == 1:
-		// "dns" exists because the name server's own name is below it (RFC 8020).
-		z.upstream(m, s, labels[0], labels[0] == "dns")
+		// "dns" exists because the name server's own name is below it, and a
+		// datacenter because upstreams' names are (RFC 8020).
+		z.upstream(m, s, s.Lookup(labels[0]), labels[0] == "dns" || datacenter(s, labels[0]))
 	case len(labels) == 2 && labels[1] == "_tcp" && strings.HasPrefix(labels[0], "_"):
 		z.service(m, s, labels[0][1:])
+	case len(labels) == 2:
+		z.upstream(m, s, s.LookupIn(labels[0], labels[1]), false)
 	default:
 		m.Rcode = dns.RcodeNameError
 		z.deny(m, s)
 	}
 }
 
-// upstream answers for NAME; exists says that the name is there even if no
-// upstream has it.
-func (z *zone) upstream(m *dns.Msg, s *mesh.Snapshot, label string, exists bool) {
+// upstream answers for NAME and NAME.DATACENTER, which o has, or nil; exists
+// says that the name is there even if no upstream has it.
+func (z *zone) upstream(m *dns.Msg, s *mesh.Snapshot, o *mesh.Outbound, exists bool) {
 	q := &m.Question[0]
-	o := s.Lookup(label)
 	switch {
 	case o == nil && !exists:
 		m.Rcode = dns.RcodeNameError
@@ -97,11 +100,80 @@ func (z *zone) upstream(m *dns.Msg, s *mesh.Snapshot, label string, exists bool)
 	case q.Qtype == dns.TypeSRV:
 		m.Answer = append(m.Answer, z.srv(q.Name, q.Name, o.Port))
 		m.Extra = append(m.Extra, z.address(q.Name, o.Address))
+	case q.Qtype == dns.TypeTXT:
+		for _, fact := range facts(o) {
+			m.Answer = append(m.Answer, &dns.TXT{Hdr: z.header(q.Name, dns.TypeTXT), Txt: []string{fact}})
+		}
 	default:
 		// AAAA among them. NXDOMAIN here would make some resolvers give up
 		// on the A record as well.
 		z.deny(m, s)
 	}
+}
+
+// facts are the TXT records of an upstream, KEY=VALUE each as in RFC 1464. One
+// record with several strings would be tidier, but common resolver libraries
+// join them without a mark. What is not known is left out.
+func facts(o *mesh.Outbound) []string {
+	f := []string{"protocol=" + o.Protocol.String(), "port=" + strconv.Itoa(int(o.Port))}
+	if o.Source != "" {
+		f = append(f, "source="+o.Source)
+	}
+	return f
+}
+
+// datacenter reports whether names of upstreams end in the label.
+func datacenter(s *mesh.Snapshot, label string) bool {
+	for _, o := range s.Outbound {
+		if s.LookupIn(o.Name, label) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// reverse answers for an address of an upstream, in the form of RFC 1035,
+// section 3.5. The name of each is a zone of its own: those of other addresses
+// are somebody else's, and refused like everything outside.
+func (z *zone) reverse(m *dns.Msg, s *mesh.Snapshot) {
+	q := &m.Question[0]
+	at, ok := loopbackOf(q.Name)
+	switch {
+	case !ok:
+		m.Rcode = dns.RcodeRefused
+		return
+	case s == nil:
+		m.Rcode = dns.RcodeServerFailure // asked again later
+		return
+	}
+	o := s.ByAddress(at)
+	if o == nil {
+		m.Rcode = dns.RcodeRefused
+		return
+	}
+	m.Authoritative = true
+	switch q.Qtype {
+	case dns.TypePTR, dns.TypeANY:
+		m.Answer = append(m.Answer, &dns.PTR{Hdr: z.header(q.Name, dns.TypePTR), Ptr: o.Name + "." + z.name})
+	case dns.TypeSOA:
+		m.Answer = append(m.Answer, z.soa(q.Name, s))
+	case dns.TypeNS:
+		m.Answer = append(m.Answer, &dns.NS{Hdr: z.header(q.Name, dns.TypeNS), Ns: z.host})
+		m.Extra = append(m.Extra, z.address(z.host, z.addr))
+	default:
+		m.Ns = append(m.Ns, z.soa(q.Name, s))
+	}
+}
+
+// loopbackOf is the address that a reverse name stands for, if it is a
+// loopback address of IPv4: upstreams have no others.
+func loopbackOf(name string) (netip.Addr, bool) {
+	labels := dns.SplitDomainName(name)
+	if len(labels) != 6 || !strings.EqualFold(labels[4], "in-addr") || !strings.EqualFold(labels[5], "arpa") {
+		return netip.Addr{}, false
+	}
+	at, err := netip.ParseAddr(labels[3] + "." + labels[2] + "." + labels[1] + "." + labels[0])
+	return at, err == nil && at.Is4() && at.IsLoopback()
 }
 
 // service answers for _NAME._tcp (RFC 2782).
