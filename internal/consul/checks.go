@@ -27,6 +27,10 @@ const (
 
 // proxyChecks are those of the peer port and of the application behind it.
 func proxyChecks(want *Registration, id, service string) api.AgentServiceChecks {
+	follows := api.HealthPassing
+	if want.Service.Check != nil {
+		follows = "" // critical, as the application's own check is at first
+	}
 	return api.AgentServiceChecks{
 		defined(&api.AgentServiceCheck{
 			CheckID: checkPrefix + id + ":peer", Name: "meshd peer port", Interval: checkInterval, Timeout: checkTimeout,
@@ -36,7 +40,7 @@ func proxyChecks(want *Registration, id, service string) api.AgentServiceChecks 
 			Status: api.HealthPassing,
 		}),
 		defined(&api.AgentServiceCheck{
-			CheckID: checkPrefix + id + ":alias", Name: "service " + want.Service.Name, AliasService: service, Status: api.HealthPassing,
+			CheckID: checkPrefix + id + ":alias", Name: "service " + want.Service.Name, AliasService: service, Status: follows,
 		}),
 	}
 }

@@ -110,8 +110,9 @@ const (
 	// wait. One registration reaches the catalog as up to three changes: the
 	// instance and its checks.
 	burst = 4
-	// idleAnswers is a burst.
-	idleAnswers = burst
+	// idleAnswers is as many as a deployment of a few instances makes that
+	// change nothing yet. Those whose index stands count a quarter of it each.
+	idleAnswers = 4 * burst
 	// manyFailures in a row, more than a minute of them, and every other query
 	// is a patient one.
 	manyFailures = 20

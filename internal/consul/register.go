@@ -33,6 +33,8 @@ type registrar struct {
 	// tokens are those that ids were registered with: the service may have left
 	// the configuration when its registration goes.
 	tokens map[string]*secret
+	// peers are what our peer port has been since the start.
+	peers map[string]bool
 	// resting are the services in maintenance, by id, with the reason; standing
 	// is the status of our checks, by id. Both are of the last look, for an
 	// agent that has lost them at the next.
@@ -46,7 +48,7 @@ type registrar struct {
 }
 
 func newRegistrar(c *Client) *registrar {
-	return &registrar{c: c, wake: make(chan struct{}, 1), tokens: make(map[string]*secret)}
+	return &registrar{c: c, wake: make(chan struct{}, 1), tokens: make(map[string]*secret), peers: make(map[string]bool)}
 }
 
 func (r *registrar) run(ctx context.Context) {
@@ -113,6 +115,7 @@ func (r *registrar) pass(ctx context.Context) error {
 		return err
 	}
 	me := ownerOf(r.c.o.Node, wanted.Register)
+	r.peers[me.peer] = true
 	me.dead = r.dead(ctx, has, me)
 	p := plan(has, wanted.Register, me)
 	var errs []error
@@ -262,6 +265,10 @@ func (r *registrar) dead(ctx context.Context, has registered, me owner) map[stri
 	for _, s := range has.services {
 		peer := s.Meta[metaPeer]
 		if s.Meta[metaMark] != markValue || s.Meta[metaNode] != me.node || peer == "" || peer == me.peer || dead[peer] {
+			continue
+		}
+		if r.peers[peer] {
+			dead[peer] = true
 			continue
 		}
 		host, port, err := net.SplitHostPort(peer)

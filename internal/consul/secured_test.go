@@ -422,3 +422,48 @@ func TestRealMoreWatchesThanConnections(t *testing.T) {
 		}
 	}
 }
+
+// Three servers, the leader killed every few seconds: nothing is lost, and
+// changes made meanwhile are heard.
+func TestRealLeaderKills(t *testing.T) {
+	if testing.Short() {
+		t.Skip("elections take a while")
+	}
+	meshtest.Leaks(t)
+	cluster := meshtest.ConsulCluster(t, 3)
+	var h heard
+	peer := meshtest.TCPEcho(t, "peer")
+	c := run(t, h.withChains(h.options(cluster.Agent.Address)), defaultPace, Wanted{
+		Upstreams: []mesh.ServiceKey{{Name: "web"}, {Name: "api"}}, Identities: []string{"web"}, Intentions: []string{"web"},
+		Register: []Registration{wantWeb(func(r *Registration) { r.PeerAddress, r.PeerPort = "127.0.0.1", peer.Port() })},
+	})
+	eventually(t, "all of it", func() bool { got, _ := h.endpoints("web"); return got == "web" && well(c) })
+	_, calls := h.endpoints("web")
+	before := c.Status()
+	start := time.Now()
+	for i := range 3 {
+		s := cluster.KillLeader()
+		cluster.Leader()
+		offer(t, cluster.Agent.Client, "api", 8080+i)
+		offered := time.Now()
+		within(t, 5*time.Second, "a change after an election", func() bool {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			said := h.services[mesh.ServiceKey{Name: "api"}]
+			return len(said) > 0 && len(said[len(said)-1].Endpoints) == 1 && said[len(said)-1].Port == uint16(8080+i)
+		})
+		t.Logf("election %d: a change heard %s after it was made", i, time.Since(offered).Round(time.Millisecond))
+		s.Restart()
+	}
+	within(t, 10*time.Second, "well", func() bool { return well(c) })
+	if got, n := h.endpoints("web"); got != "web" || n != calls {
+		t.Errorf("endpoints of web %q after %d calls, %d before", got, n, calls)
+	}
+	lasted := time.Since(start).Seconds()
+	for _, w := range c.Status().Watches {
+		was := before.Watches[slices.IndexFunc(before.Watches, func(b WatchStatus) bool { return b.Kind == w.Kind && b.Name == w.Name })]
+		if n := float64(w.Queries - was.Queries); n > lasted {
+			t.Errorf("%s %s: %.0f queries in %.0f s", w.Kind, w.Name, n, lasted)
+		}
+	}
+}

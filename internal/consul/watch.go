@@ -128,7 +128,7 @@ func (w *watch) kick() {
 func (w *watch) run(ctx context.Context) {
 	p := &w.c.pace
 	tokens := newBucket(time.Now())
-	index, failures, idle := uint64(0), 0, 0
+	index, last, failures, idle := uint64(0), uint64(0), 0, 0
 	for {
 		refill := p.refill
 		if idle >= idleAnswers {
@@ -159,7 +159,12 @@ func (w *watch) run(ctx context.Context) {
 		case err == nil:
 			w.believed(ctx, got, failures, got.index < index)
 			index, failures, w.look = nextIndex(index, got.index), 0, got.look
-			if idle++; got.changed || time.Since(asked) >= p.refillIdle {
+			// An answer that came at once and brought nothing. The index of a
+			// registry that works has at least gone on.
+			if idle++; got.index <= last {
+				idle += idleAnswers / burst
+			}
+			if last = got.index; got.changed || time.Since(asked) >= p.refillIdle {
 				idle = 0
 			}
 			if w.polled {
