@@ -92,7 +92,7 @@ func (l *link) cut() {
 		}
 	}
 	if n > 0 {
-		l.w.log.Warn("cut streams that are not allowed any more", "service", l.service, "peer", l.peer,
+		l.w.log.Info("cut streams that are not allowed any more", "service", l.service, "peer", l.peer,
 			"address", l.remote.String(), "streams", n)
 	}
 }

@@ -3,8 +3,15 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -62,6 +69,7 @@ func intention(source string, precedence int, allowed bool) mesh.Intention {
 // inTime fails when more than changeTime has passed since start.
 func inTime(t *testing.T, what string, start time.Time) {
 	t.Helper()
+	t.Logf("%s after %s", what, time.Since(start).Round(100*time.Microsecond))
 	if d := time.Since(start); d > changeTime {
 		t.Errorf("%s after %s, want within %s", what, d, changeTime)
 	}
@@ -360,5 +368,127 @@ func TestDenyAfterServiceCameBack(t *testing.T) {
 	p.b.publish(p.ca)
 	if _, cut := ending(t, "client", c); !cut {
 		t.Error("a regular end")
+	}
+}
+
+// TestDenyUnderLoad flips the permission at odd moments while requests with and
+// without bodies, and connections, come and go. Each of them ends well or says
+// that it was denied; while the permission is away for good nothing arrives.
+func TestDenyUnderLoad(t *testing.T) {
+	onLoops(t, func(t *testing.T, loops int) {
+		meshtest.Leaks(t)
+		web, raw := meshtest.HTTPEcho(t, "world"), meshtest.TCPEcho(t, "raw")
+		p := newPair(t, loops, mesh.HTTP, web.Addr, func(a, b *mesh.Spec) {
+			s := b.Services[0]
+			s.Name, s.ID, s.Port, s.Protocol = "raw", "raw", raw.Port(), mesh.TCP
+			b.Services = append(b.Services, s)
+			u := a.Upstreams[0]
+			u.Name, u.Destination, u.Protocol = "raw", "raw", mesh.TCP
+			a.Upstreams = append(a.Upstreams, u)
+			a.Static = append(a.Static, mesh.StaticService{Name: "raw", Endpoints: []mesh.StaticEndpoint{
+				{ID: "raw", Address: a.Static[0].Endpoints[0].Address, Weight: 1}}})
+		})
+		rawAddr := p.a.picture.Load().snap.Lookup("raw").Binds[0].String()
+		var load sync.WaitGroup
+		stop := make(chan struct{})
+		var ok, denied, cut atomic.Int64
+		for i := range 6 {
+			load.Go(func() {
+				tr := &http.Transport{}
+				defer tr.CloseIdleConnections()
+				c := &http.Client{Transport: tr, Timeout: patience}
+				body := strings.Repeat("x", i*20_000)
+				for running(stop) {
+					resp, err := c.Post("http://"+p.addr+"/", "text/plain", strings.NewReader(body))
+					if err != nil {
+						cut.Add(1) // an answer that had begun
+						continue
+					}
+					_, err = io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+					switch why := resp.Header.Get("meshd-error"); {
+					case err != nil:
+						cut.Add(1)
+					case resp.StatusCode == 200:
+						ok.Add(1)
+					case resp.StatusCode == 403 && why == "denied":
+						denied.Add(1)
+					default:
+						t.Errorf("%d %s", resp.StatusCode, why)
+					}
+				}
+			})
+		}
+		for range 4 {
+			load.Go(func() {
+				buf := make([]byte, 1000)
+				for running(stop) {
+					c, err := net.Dial("tcp", rawAddr)
+					if errors.Is(err, syscall.ECONNRESET) {
+						cut.Add(1) // before the dialler looked
+						continue
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					c.SetDeadline(time.Now().Add(patience))
+					for n := 0; err == nil && n < 200; n++ {
+						if _, err = c.Write(buf); err == nil {
+							_, err = io.ReadFull(c, buf)
+						}
+					}
+					c.Close()
+					switch {
+					case err == nil:
+						ok.Add(1)
+					case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+						cut.Add(1)
+					default:
+						t.Error(err)
+					}
+				}
+			})
+		}
+		rng := rand.New(rand.NewPCG(1, uint64(loops)))
+		set := func(allowed bool) {
+			caller := map[bool]string{true: "web", false: "somebody"}[allowed]
+			p.b.spec.Services = slices.Clone(p.b.spec.Services)
+			for i := range p.b.spec.Services {
+				p.b.spec.Services[i].Allow = []mesh.Allow{{Caller: caller}}
+			}
+			p.b.put()
+		}
+		for range 8 {
+			set(false)
+			time.Sleep(time.Duration(rng.Int64N(int64(denyGrace * 5 / 4))))
+			set(true)
+			time.Sleep(time.Duration(rng.Int64N(int64(denyGrace / 4))))
+		}
+		set(false)
+		if !eventually(func() bool { return p.b.total(func(w *worker) int { return w.active }) == 0 }) {
+			t.Error("something runs although nothing is allowed")
+		}
+		served, open := web.Served.Load(), raw.Served.Load()
+		time.Sleep(denyGrace / 2)
+		if n, m := web.Served.Load()-served, raw.Served.Load()-open; n != 0 || m != 0 {
+			t.Errorf("%d requests and %d connections arrived while nothing was allowed", n, m)
+		}
+		close(stop)
+		load.Wait()
+		if ok.Load() == 0 || denied.Load() == 0 || cut.Load() == 0 {
+			t.Errorf("%d ended well, %d were denied, %d cut: want some of each", ok.Load(), denied.Load(), cut.Load())
+		}
+		t.Logf("%d ended well, %d were denied, %d cut", ok.Load(), denied.Load(), cut.Load())
+		p.calm()
+	})
+}
+
+func running(stop chan struct{}) bool {
+	select {
+	case <-stop:
+		return false
+	default:
+		return true
 	}
 }
