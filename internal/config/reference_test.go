@@ -36,7 +36,7 @@ var samples = map[string][2]string{
 	"consul.tls.cert_file":                          {`"/a"`, `"/b"`},
 	"consul.tls.key_file":                           {`"/a"`, `"/b"`},
 	"consul.tls.server_name":                        {`"a.example"`, `"10.0.0.1"`},
-	"consul.stale.warn_after":                       {`"1m"`, `"2m"`},
+	"consul.stale.warn_after":                       {`"2m"`, `"3m"`},
 	"consul.stale.drop_after":                       {`"1h"`, `"2h"`},
 	"consul.stale.shrink_after":                     {`"0s"`, `"2m"`},
 	"identity.provider":                             {`"consul"`, `"dev"`},

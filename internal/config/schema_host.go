@@ -32,6 +32,11 @@ const (
 // watching the host.
 const maxStale = 30 * 24 * time.Hour
 
+// minStale is above the time that passes between two confirmations of a fact
+// that does not change: Consul holds a query for a minute, and a little more.
+// Below it what is well would look stale.
+const minStale = 2 * time.Minute
+
 func agentBlock() *block {
 	return &block{
 		name:    "agent",
@@ -112,9 +117,9 @@ func consulBlock() *block {
 				name:    "stale",
 				meaning: "how long to believe what Consul said last",
 				attrs: []attr{
-					{name: "warn_after", kind: span(time.Second, maxStale, 1), def: `"5m"`, reload: OnReload,
+					{name: "warn_after", kind: span(minStale, maxStale, 1), def: `"5m"`, reload: OnReload,
 						meaning: "age at which the status warns; not above drop_after"},
-					{name: "drop_after", kind: span(time.Second, maxStale, 1), def: `"24h"`, reload: OnReload,
+					{name: "drop_after", kind: span(minStale, maxStale, 1), def: `"24h"`, reload: OnReload,
 						meaning: "age at which a fact is no longer used: such upstreams are refused"},
 					{name: "shrink_after", kind: span(0, maxStale, 1), def: `"5m"`, reload: OnRestart,
 						meaning: "how long endpoints are held whose nodes turned critical together, over half of at least five; 0s does not hold them"},
