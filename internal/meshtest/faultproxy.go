@@ -35,19 +35,25 @@ type FaultProxy struct {
 	fault   *proxyFault
 	changed chan struct{}     // closed and replaced when a fault begins
 	offset  map[string]uint64 // by watch
+	sunk    map[string]bool   // watches that have had an answer in this fault
 	counts  map[Asked]int
 }
 
-// Asked is what a FaultProxy counts requests by.
-type Asked struct{ Token, Path string }
+// Asked is what a FaultProxy counts requests by. Name is the parameter of that
+// name, where there is one.
+type Asked struct{ Token, Path, Name string }
 
 // ProxyFault is how a FaultProxy fails. Fault's Hang, Reset, Delay, Status,
 // Body and Index are understood.
 type ProxyFault struct {
 	Fault
 	Prefix string // paths that it concerns; "" is all
-	// Sink takes that much off the index of a watch with every answer.
-	Sink uint64
+	// Drop resets the connections of queries that wait when it begins.
+	Drop bool
+	// Sink takes that much off the index of a watch with its next answer, for
+	// good; with Often with every answer, until the fault ends.
+	Sink  uint64
+	Often bool
 }
 
 type proxyFault struct{ ProxyFault }
@@ -72,7 +78,7 @@ func (s *SecuredServer) FaultProxy(t testing.TB) *FaultProxy {
 		t.Fatalf("meshtest: fault proxy: %v", err)
 	}
 	p := &FaultProxy{
-		Address: l.Addr().String(), target: s.Address, offset: make(map[string]uint64),
+		Address: l.Addr().String(), target: s.Address, offset: make(map[string]uint64), sunk: make(map[string]bool),
 		transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, MaxIdleConnsPerHost: 256},
 		changed:   make(chan struct{}), counts: make(map[Asked]int),
 	}
@@ -96,6 +102,7 @@ func (p *FaultProxy) Break(f ProxyFault) {
 	defer p.mu.Unlock()
 	p.fault = &proxyFault{f}
 	clear(p.counts)
+	clear(p.sunk)
 	close(p.changed)
 	p.changed = make(chan struct{})
 }
@@ -104,6 +111,9 @@ func (p *FaultProxy) Break(f ProxyFault) {
 func (p *FaultProxy) Mend() map[Asked]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.fault != nil && p.fault.Often {
+		clear(p.offset)
+	}
 	p.fault = nil
 	return maps.Clone(p.counts)
 }
@@ -119,15 +129,19 @@ func (p *FaultProxy) now(path string) (*proxyFault, <-chan struct{}) {
 	return p.fault, p.changed
 }
 
-// sink returns the offset of a watch after taking that much off it.
-func (p *FaultProxy) sink(r *http.Request, by uint64) uint64 {
+// sink returns the offset of a watch after the fault, if there is one, has had
+// its way with it.
+func (p *FaultProxy) sink(r *http.Request, fault *proxyFault) uint64 {
 	key := r.Header.Get("X-Consul-Token") + r.URL.Path + r.URL.Query().Get("name")
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.offset[key] == 0 {
 		p.offset[key] = indexOffset
 	}
-	p.offset[key] -= min(by, p.offset[key])
+	if fault != nil && (fault.Often || !p.sunk[key]) {
+		p.offset[key] -= fault.Sink
+		p.sunk[key] = true
+	}
 	return p.offset[key]
 }
 
@@ -136,7 +150,7 @@ var errInterrupted = errors.New("a fault has begun")
 // ServeHTTP implements http.Handler.
 func (p *FaultProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
-	p.counts[Asked{r.Header.Get("X-Consul-Token"), r.URL.Path}]++
+	p.counts[Asked{r.Header.Get("X-Consul-Token"), r.URL.Path, r.URL.Query().Get("name")}]++
 	p.mu.Unlock()
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -145,6 +159,10 @@ func (p *FaultProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	wait := true
 	for {
 		fault, changed := p.now(r.URL.Path)
+		if fault != nil && fault.Drop && !wait {
+			abort(w)
+			return
+		}
 		if fault != nil && !fault.before(w, r) {
 			return
 		}
@@ -213,7 +231,7 @@ func (p *FaultProxy) forward(r *http.Request, body []byte, wait bool, changed <-
 			case <-ended:
 			}
 		})
-		offset := p.sink(r, 0)
+		offset := p.sink(r, nil)
 		q.Set("index", strconv.FormatUint(index-min(index, offset), 10))
 		if !wait || index <= offset {
 			q.Del("index")
@@ -237,11 +255,7 @@ func (p *FaultProxy) reply(w http.ResponseWriter, r *http.Request, fault *proxyF
 	header := w.Header()
 	maps.Copy(header, answer.Header)
 	if index, err := strconv.ParseUint(header.Get("X-Consul-Index"), 10, 64); err == nil {
-		by := uint64(0)
-		if fault != nil {
-			by = fault.Sink
-		}
-		header.Set("X-Consul-Index", strconv.FormatUint(index+p.sink(r, by), 10))
+		header.Set("X-Consul-Index", strconv.FormatUint(index+p.sink(r, fault), 10))
 	}
 	if fault != nil {
 		if fault.Body != nil {
