@@ -34,6 +34,7 @@ func (s *querySource) fetch(ctx context.Context, _ *api.QueryOptions) (answer, e
 		Service    string
 		Nodes      []*api.ServiceEntry
 		Datacenter string
+		Failovers  int
 	}
 	q := query{path: "/v1/query/" + url.PathEscape(s.key.Name) + "/execute", more: url.Values{"connect": {"true"}}, near: "_agent"}
 	if s.c.remote(s.key.Datacenter) {
@@ -47,7 +48,7 @@ func (s *querySource) fetch(ctx context.Context, _ *api.QueryOptions) (answer, e
 		return answer{}, distrust("the answer names no service")
 	}
 	now := time.Now()
-	remote := s.c.remote(out.Datacenter)
+	remote := s.c.remote(s.key.Datacenter) || out.Failovers > 0 && s.c.remote(out.Datacenter)
 	eps, port, skipped := endpoints(out.Nodes, s.key, remote)
 	switch loss := len(eps) == 0 || s.known && loses(s.last.Endpoints, eps); {
 	case loss && n.filtered:

@@ -266,10 +266,13 @@ func TestRealRegistration(t *testing.T) {
 	if checks, err := agent.Checks(); err != nil || checks["_service_maintenance:web"] == nil {
 		t.Errorf("a change took it out of maintenance (%v)", err)
 	}
+	asked = time.Now()
 	if err := agent.DisableServiceMaintenance("web"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "in use again", says("web"))
+	settled := func() bool { return c.Status().Registrations[0].Confirmed.After(asked) && well(c) }
+	eventually(t, "the pass is over", settled)
 	writes := c.Status().Writes
 	confirmed := c.Status().Registrations[0].Confirmed
 	eventually(t, "two more passes", func() bool { return c.Status().Registrations[0].Confirmed.Sub(confirmed) > 800*time.Millisecond })

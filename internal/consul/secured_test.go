@@ -1,7 +1,6 @@
 package consul
 
 import (
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -146,7 +145,7 @@ func TestRealTokenRevokedAndReplaced(t *testing.T) {
 	// A right that goes and comes back, while the token stays.
 	policy, token := s.Policy(rules)
 	meshtest.ReplaceFile(t, o.TokenFile, token)
-	eventually(t, "the third token", func() bool { return s.Client != nil && well(c) && c.via.token.value() == token })
+	eventually(t, "the third token", func() bool { return well(c) && c.via.token.value() == token })
 	s.SetRules(policy, strings.ReplaceAll(rules, anyNode.String(), ""))
 	within(t, 90*time.Second, "node rights are named", func() bool {
 		return slices.ContainsFunc(c.Status().Denied, func(d Denied) bool { return d.Rule == anyNode.String() && d.Kind == KindService })
@@ -271,12 +270,12 @@ func TestRealIntentions(t *testing.T) {
 	at := set("web", &api.SourceIntention{Name: "shop", Action: allow}, &api.SourceIntention{Name: "*", Action: deny})
 	within(t, time.Second, "an exact one", says("deny: shop+9 *-8"))
 	t.Logf("an intention took %s", time.Since(at).Round(time.Millisecond))
-	at = set("*", &api.SourceIntention{Name: "*", Action: allow}, &api.SourceIntention{Name: "cron", Action: deny})
+	set("*", &api.SourceIntention{Name: "*", Action: allow}, &api.SourceIntention{Name: "cron", Action: deny})
 	within(t, time.Second, "wildcards in order", says("deny: shop+9 *-8 cron-6 *+5"))
 	if _, _, err := entries.Set(&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "web", Protocol: "http"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	at = set("web", &api.SourceIntention{Name: "shop", Permissions: []*api.IntentionPermission{{Action: allow, HTTP: &api.IntentionHTTPPermission{PathPrefix: "/"}}}})
+	set("web", &api.SourceIntention{Name: "shop", Permissions: []*api.IntentionPermission{{Action: allow, HTTP: &api.IntentionHTTPPermission{PathPrefix: "/"}}}})
 	within(t, time.Second, "one that decides by the request", says("deny: shop?9 cron-6 *+5"))
 	if _, err := entries.Delete(api.ServiceIntentions, "web", nil); err != nil {
 		t.Fatal(err)
@@ -285,7 +284,6 @@ func TestRealIntentions(t *testing.T) {
 		t.Fatal(err)
 	}
 	within(t, time.Second, "none again", says("deny:"))
-	_ = at
 }
 
 // A default that differs from that of the ACLs is found by asking.
@@ -404,12 +402,12 @@ func TestRealMoreWatchesThanConnections(t *testing.T) {
 	within(t, 60*time.Second, "300 watches", func() bool { return well(c) })
 	t.Logf("300 watches well after %s", time.Since(start).Round(time.Millisecond))
 	// Held by now, all of them; and each of them hears of a change.
-	meant := maps.Clone(map[string]bool{"sab": true, "sfq": true, "sft": true})
-	for name := range meant {
+	meant := []string{"sab", "sfq", "sft"}
+	for _, name := range meant {
 		offer(t, s.Client, name, 9000)
 	}
 	within(t, 2*time.Second, "changes", func() bool {
-		for name := range meant {
+		for _, name := range meant {
 			if got, _ := h.endpoints(name); got != name {
 				return false
 			}
@@ -461,6 +459,9 @@ func TestRealLeaderKills(t *testing.T) {
 	}
 	lasted := time.Since(start).Seconds()
 	for _, w := range c.Status().Watches {
+		if w.Name == "api" {
+			continue // what changes is asked about more often
+		}
 		was := before.Watches[slices.IndexFunc(before.Watches, func(b WatchStatus) bool { return b.Kind == w.Kind && b.Name == w.Name })]
 		if n := float64(w.Queries - was.Queries); n > lasted {
 			t.Errorf("%s %s: %.0f queries in %.0f s", w.Kind, w.Name, n, lasted)

@@ -25,7 +25,7 @@ const (
 	// wants it again a moment later.
 	idleConns = 1024
 	// idleTimeout is above any pause between two queries of a watch.
-	idleTimeout = 90 * time.Second
+	idleTimeout = 30 * time.Second
 )
 
 // transport carries the requests of the API library: to the configured

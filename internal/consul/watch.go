@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
@@ -248,11 +249,14 @@ func (w *watch) ask(ctx context.Context, index uint64, failures int) (answer, er
 
 // explain replaces errors that say nothing to an operator.
 func explain(err error, limit time.Duration) error {
+	var target *url.Error
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("no answer within %s: %w", limit.Round(time.Millisecond), context.DeadlineExceeded)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("the answer ended too early")
+	case errors.As(err, &target):
+		return target.Err // what is asked for stands before it, and the address is no address that anybody knows
 	}
 	return err
 }
