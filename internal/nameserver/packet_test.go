@@ -196,10 +196,10 @@ func TestHostilePackets(t *testing.T) {
 	}
 }
 
-// checkReply holds for every packet and every answer.
 // maxFacts is how many TXT records an upstream has: protocol, port, source.
 const maxFacts = 3
 
+// checkReply holds for every packet and every answer.
 func checkReply(t testing.TB, p, reply []byte, limit int) {
 	t.Helper()
 	if reply == nil {
