@@ -162,14 +162,14 @@ func endpointTable(s style, us []admin.Upstream) *table {
 		}
 		return text
 	}}
-	t.row("ENDPOINT", "UPSTREAM", "PEER", "HEALTH", "BREAKER", "LINKS", "IN-FLIGHT", "WEIGHT")
+	t.row("ENDPOINT", "UPSTREAM", "PEER", "HEALTH", "BREAKER", "LINKS", "IN-FLIGHT", "WEIGHT", "OPENED-BY")
 	for i := range us {
 		for _, e := range us[i].Endpoints {
 			health := "healthy"
 			if !e.Healthy {
 				health = "unhealthy"
 			}
-			t.row(e.ID, us[i].Name, e.Address, health, e.Breaker, fmt.Sprint(e.Links), fmt.Sprint(e.InFlight), fmt.Sprint(e.Weight))
+			t.row(e.ID, us[i].Name, e.Address, health, e.Breaker, fmt.Sprint(e.Links), fmt.Sprint(e.InFlight), fmt.Sprint(e.Weight), cmp.Or(e.OpenedBy, "-"))
 		}
 	}
 	return t
@@ -295,6 +295,9 @@ func catalogLine(s style, now time.Time, c *admin.Catalog) string {
 		line += ", " + s.bad("not reachable")
 	default:
 		line += ", " + s.bad("not reachable since "+span(now.Sub(c.UnreachableSince)))
+	}
+	if !c.Reachable && c.Age == 0 && c.UnreachableSince.IsZero() {
+		return line + ", no answer yet"
 	}
 	line += ", oldest answer " + span(c.Age.Duration())
 	if !c.StaleSince.IsZero() {

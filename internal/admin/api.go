@@ -127,9 +127,10 @@ type Reload struct {
 
 // Rates are what one upstream or service did in the last ten seconds.
 type Rates struct {
-	RPS         float64 `json:"rps"`          // requests (tcp: connections) that ended, per second
-	FailedShare float64 `json:"failed_share"` // 0 to 1, of those that ended
-	P50         Seconds `json:"p50_seconds"`  // 0 when nothing ended
+	RPS         float64 `json:"rps"`                 // requests (tcp: connections) that ended, per second
+	FailedShare float64 `json:"failed_share"`        // 0 to 1, of those that ended
+	FailedBy    string  `json:"failed_by,omitempty"` // the outcome that most of these had
+	P50         Seconds `json:"p50_seconds"`         // 0 when nothing ended
 	P99         Seconds `json:"p99_seconds"`
 	InFlight    int64   `json:"in_flight"`
 	Total       uint64  `json:"total"`  // since the start
@@ -187,8 +188,9 @@ type Endpoint struct {
 	ID       string `json:"id"`
 	Address  string `json:"address"` // the peer's mTLS port
 	Weight   int    `json:"weight"`
-	Healthy  bool   `json:"healthy"` // as the catalog states it
-	Breaker  string `json:"breaker"` // closed, open, half-open
+	Healthy  bool   `json:"healthy"`             // as the catalog states it
+	Breaker  string `json:"breaker"`             // closed, open, half-open
+	OpenedBy string `json:"opened_by,omitempty"` // what opened the breaker
 	InFlight int64  `json:"in_flight"`
 	Links    int    `json:"links"`
 }

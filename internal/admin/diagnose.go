@@ -29,6 +29,7 @@ const (
 // s.Problems is not looked at.
 func Diagnose(s *Status) []Problem {
 	var d diagnosis
+	d.catalog(s) // first, for it explains much of the rest
 	d.agent(s)
 	for i := range s.Listeners {
 		d.listener(&s.Listeners[i])
@@ -37,7 +38,6 @@ func Diagnose(s *Status) []Problem {
 	for i := range s.Certificates {
 		d.certificate(&s.Certificates[i])
 	}
-	d.catalog(s)
 	for i := range s.Upstreams {
 		d.upstream(&s.Upstreams[i])
 	}
@@ -108,18 +108,21 @@ func portHolder(address string) string {
 
 func (d *diagnosis) identity(s *Status) {
 	id := &s.Identity
-	next := ""
-	if id.Provider == "consul" {
+	next, why := "", id.Error
+	switch {
+	case id.Provider == "consul" && s.Catalog.away():
+		why = "Consul cannot be reached"
+	case id.Provider == "consul":
 		next = "is Connect enabled in Consul, and may the token read and write these services? consul connect ca get-config"
 	}
 	if id.Provider != "" && id.Roots == 0 {
-		d.err("there are no trusted roots, every handshake is refused", id.Error, next)
+		d.err("there are no trusted roots, every handshake is refused", why, next)
 	}
 	for _, m := range id.Missing {
-		d.err(fmt.Sprintf("service %q has no certificate", m), id.Error, next)
+		d.err(fmt.Sprintf("service %q has no certificate", m), why, next)
 	}
-	denied := s.Catalog.denies("leaf", "") || s.Catalog.denies("roots", "")
-	if id.Error != "" && id.Roots > 0 && len(id.Missing) == 0 && !denied {
+	told := s.Catalog.denies("leaf", "") || s.Catalog.denies("roots", "") || s.Catalog.away()
+	if id.Error != "" && id.Roots > 0 && len(id.Missing) == 0 && !told {
 		d.warn("certificates cannot be renewed", id.Error, next)
 	}
 }
@@ -148,7 +151,7 @@ func (d *diagnosis) catalog(s *Status) {
 		d.denied(&c.Denied[i])
 	}
 	if !c.Reachable {
-		d.unreachable(c)
+		d.unreachable(c, s.Ready || s.Draining)
 		return // every watch would say the same again
 	}
 	for _, w := range c.Watches {
@@ -161,7 +164,8 @@ func (d *diagnosis) catalog(s *Status) {
 	}
 }
 
-func (d *diagnosis) unreachable(c *Catalog) {
+// unreachable is an error where the agent cannot do without, as at a first start.
+func (d *diagnosis) unreachable(c *Catalog, ready bool) {
 	what := fmt.Sprintf("Consul at %s cannot be reached", c.Address)
 	if len(c.Denied) > 0 { // perhaps it does nothing but refuse
 		what = fmt.Sprintf("Consul at %s says nothing that helps", c.Address)
@@ -177,14 +181,36 @@ func (d *diagnosis) unreachable(c *Catalog) {
 	if !strings.Contains(c.Address, "/") {
 		next = "systemctl status consul; curl http://" + c.Address + "/v1/status/leader"
 	}
-	d.warn(what, why, next)
+	if ready {
+		d.warn(what, why, next)
+	} else {
+		d.err(what, why, next)
+	}
+}
+
+// away is true when Consul is needed and does not answer: that is told once,
+// and not again by everything that waits for it.
+func (c *Catalog) away() bool {
+	return c.Source != "" && c.Source != "static" && !c.Reachable && len(c.Denied) == 0
 }
 
 // old says how old the facts in use are, and for how long they will be used.
 func (c *Catalog) old() string {
-	s := fmt.Sprintf("what is in use was confirmed %s ago", c.Age.Duration().Round(time.Second))
+	s := fmt.Sprintf("what is in use was confirmed %s ago", short(c.Age.Duration().Round(time.Second)))
 	if c.DropAfter > 0 {
-		s += fmt.Sprintf(" and is dropped after %s", c.DropAfter.Duration())
+		s += " and is dropped after " + short(c.DropAfter.Duration())
+	}
+	return s
+}
+
+// short writes a duration as the configuration has it: 24h, not 24h0m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
 	}
 	return s
 }
@@ -227,11 +253,14 @@ func (d *diagnosis) upstream(u *Upstream) {
 		d.err(name+" is refused, nothing is forwarded", u.Refused, next)
 		return
 	}
-	open, usable := 0, 0
+	open, usable, opened := 0, 0, ""
 	for _, e := range u.Endpoints {
 		switch {
 		case e.Breaker == "open":
 			open++
+			if opened == "" && e.OpenedBy != "" {
+				opened = fmt.Sprintf("%s at %s: %s", e.ID, e.Address, e.OpenedBy)
+			}
 		case e.Healthy:
 			usable++
 		}
@@ -250,17 +279,17 @@ func (d *diagnosis) upstream(u *Upstream) {
 		d.err(fmt.Sprintf("%s has no healthy endpoint", name),
 			fmt.Sprintf("%s lists instances of service %q, but all %d are unhealthy", cmp.Or(u.Source, "the catalog"), u.Destination, len(u.Endpoints)), "look at the checks of the service"+defined)
 	case usable == 0:
-		d.err(fmt.Sprintf("%s has no usable endpoint", name), fmt.Sprintf("the breakers of %d endpoints are open", open),
-			"the access log or meshd_requests_total names the outcomes")
+		d.err(fmt.Sprintf("%s has no usable endpoint: breakers are open", name), opened,
+			"meshctl status on the host of the endpoint; it is tried again by itself, see open_for")
 	case open > 0:
-		d.warn(fmt.Sprintf("%s has %d of %d breakers open", name, open, len(u.Endpoints)), "", "meshctl status -o wide")
+		d.warn(fmt.Sprintf("%s has %d of %d breakers open", name, open, len(u.Endpoints)), opened, "meshctl status -o wide")
 	}
 	d.rates(name, &u.Rates)
 }
 
 func (d *diagnosis) service(s *Service, c *Catalog) {
 	name := fmt.Sprintf("service %q", s.ID)
-	if s.Error != "" && !c.denies("registration", s.Name) {
+	if s.Error != "" && !c.denies("registration", s.Name) && !c.away() {
 		d.warn(name+" is not registered as it should be", s.Error, "")
 	}
 	switch {
@@ -283,11 +312,14 @@ func (d *diagnosis) rates(name string, r *Rates) {
 		return
 	}
 	what := fmt.Sprintf("%s fails %.0f%% of its requests", name, r.FailedShare*100)
-	next := "the access log or meshd_requests_total names the outcomes"
+	why, next := "", "the metric meshd_requests_total, and agent { access_log }, name the outcomes"
+	if r.FailedBy != "" {
+		why = "mostly " + r.FailedBy
+	}
 	if r.FailedShare >= failedError {
-		d.err(what, "", next)
+		d.err(what, why, next)
 	} else {
-		d.warn(what, "", next)
+		d.warn(what, why, next)
 	}
 }
 

@@ -18,6 +18,27 @@ func TestDiagnoseOfAMissingRight(t *testing.T) {
 	}
 }
 
+// What opened a breaker, and what most failures were, is told with the problem.
+func TestDiagnoseNamesOutcomes(t *testing.T) {
+	s := healthy()
+	u := &s.Upstreams[0]
+	u.Endpoints[1].Breaker, u.Endpoints[1].Address, u.Endpoints[1].OpenedBy = "open", "10.4.0.19:21900", "local_connect_failed"
+	u.RPS, u.FailedShare, u.FailedBy = 10, 0.2, "overflow"
+	got := Diagnose(s)
+	if len(got) != 2 || got[0].Why != "b at 10.4.0.19:21900: local_connect_failed" || got[1].Why != "mostly overflow" {
+		t.Errorf("found %+v", got)
+	}
+}
+
+func TestShort(t *testing.T) {
+	for in, want := range map[time.Duration]string{24 * time.Hour: "24h", 5 * time.Minute: "5m", 90 * time.Second: "1m30s",
+		10 * time.Minute: "10m", 3661 * time.Second: "1h1m1s", 20 * time.Hour: "20h", 30 * time.Second: "30s"} {
+		if got := short(in); got != want {
+			t.Errorf("%s is written %s, want %s", in, got, want)
+		}
+	}
+}
+
 // healthy is a status nobody has to look at.
 func healthy() *Status {
 	return &Status{
@@ -60,6 +81,12 @@ func TestDiagnose(t *testing.T) {
 		"consul away since": {func(s *Status) {
 			s.Catalog.Reachable, s.Catalog.UnreachableSince, s.Catalog.StaleSince = false, time.Unix(3600, 0), time.Unix(60, 0)
 		}, "warning Consul at 127.0.0.1:8500 cannot be reached since 1970-01-01"},
+		"consul never there": {func(s *Status) {
+			s.Ready, s.Catalog.Reachable, s.Identity.Roots, s.Identity.Error = false, false, 0, "refused"
+			s.Services[0].Error = "refused"
+		}, "error Consul at 127.0.0.1:8500 cannot be reached|error the agent is not ready|error there are no trusted roots"},
+		"nothing renewed while consul is away": {func(s *Status) { s.Catalog.Reachable, s.Identity.Error = false, "refused" },
+			"warning Consul at 127.0.0.1:8500 cannot be reached"},
 		"stale": {func(s *Status) { s.Catalog.StaleSince = time.Unix(3600, 0) }, "warning what Consul says is stale since 1970-01-01"},
 		"denied": {func(s *Status) {
 			s.Catalog.Denied = []Denied{{Kind: "service", Name: "x", What: "endpoints of x", Hurt: "upstream x", Rule: "r"}}

@@ -7,6 +7,7 @@ import (
 
 	"meshd/internal/admin"
 	"meshd/internal/mesh"
+	"meshd/internal/proxy"
 	"meshd/internal/telemetry"
 )
 
@@ -72,8 +73,16 @@ func (r *rates) of(k rateKey, t *telemetry.Registry) admin.Rates {
 		s = w.Summary()
 	}
 	r.mu.Unlock()
+	failedBy := ""
+	switch {
+	case s.FailedShare == 0:
+	case s.Worst == int(proxy.OK):
+		failedBy = "5xx of the application"
+	default:
+		failedBy = proxy.OutcomeNames[s.Worst]
+	}
 	return admin.Rates{
-		RPS: s.RPS, FailedShare: s.FailedShare, P50: admin.Seconds(s.P50), P99: admin.Seconds(s.P99),
+		RPS: s.RPS, FailedShare: s.FailedShare, FailedBy: failedBy, P50: admin.Seconds(s.P50), P99: admin.Seconds(s.P99),
 		Total: totals.Requests, Failed: totals.Failed,
 	}
 }

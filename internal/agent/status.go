@@ -198,7 +198,8 @@ func endpoints(o *mesh.Outbound, st *proxy.UpstreamState) []admin.Endpoint {
 		}
 		for _, d := range st.Endpoints {
 			if d.ID == e.ID && d.Address == e.Address {
-				list[i].Breaker, list[i].InFlight, list[i].Links = d.Breaker, int64(d.InFlight), d.Links
+				list[i].Breaker, list[i].OpenedBy = d.Breaker, d.OpenedBy
+				list[i].InFlight, list[i].Links = int64(d.InFlight), d.Links
 				break
 			}
 		}

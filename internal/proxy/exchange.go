@@ -297,17 +297,13 @@ func (x *exchange) giveBack(o Outcome) {
 	}
 	b := &x.ep.st.breaker
 	switch {
-	case o.failure():
-		if b.Failure(x.plan.breaker, x.permit, x.w.loop.Now()) {
-			x.w.log.Warn("circuit breaker opened", "upstream", x.plan.Name, "endpoint", x.ep.ID,
-				"address", x.ep.Address.String(), "outcome", o.String())
-		}
 	case o == OK && x.status < 500:
 		b.Success(x.permit)
-	case o == OK:
+	case o == OK, o.failure():
 		if b.Failure(x.plan.breaker, x.permit, x.w.loop.Now()) {
+			x.ep.st.opened(o, x.status)
 			x.w.log.Warn("circuit breaker opened", "upstream", x.plan.Name, "endpoint", x.ep.ID,
-				"address", x.ep.Address.String(), "status", x.status)
+				"address", x.ep.Address.String(), "why", *x.ep.st.openedBy.Load())
 		}
 	default:
 		b.Cancel(x.permit)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -64,8 +65,8 @@ func TestBalance(t *testing.T) {
 			if e.ID == "nobody" {
 				want = "open"
 			}
-			if e.Breaker != want {
-				t.Errorf("%s is %s", e.ID, e.Breaker)
+			if e.Breaker != want || (want == "open") != strings.HasPrefix(e.OpenedBy, "connect_failed: ") {
+				t.Errorf("%s is %s by %q", e.ID, e.Breaker, e.OpenedBy)
 			}
 		}
 		if tries := p.a.telemetry.Series(telemetry.Outbound, "world", "http").Totals().Attempts; tries <= n || tries > n+uint64(5*loops)+5 {
@@ -134,7 +135,7 @@ func TestBreaker(t *testing.T) {
 	if code, _, _ := get(t, "http://"+p.addr+"/"); code != 200 {
 		t.Fatal(code)
 	}
-	if p.a.logs.count("circuit breaker opened", "endpoint=world") != 1 {
+	if p.a.logs.count("circuit breaker opened", "endpoint=world", "status 503") != 1 {
 		t.Error("the log does not say so once")
 	}
 }

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net/netip"
 	"sync/atomic"
 
@@ -53,9 +54,22 @@ func take(n *atomic.Int64, limit int) bool {
 
 // endpointState is one per endpoint of an upstream (mesh.Endpoint.Key).
 type endpointState struct {
-	slot    int // index into worker.eps
-	breaker breaker.Breaker
-	lastErr atomic.Pointer[string] // why the last attempt failed, for status
+	slot     int // index into worker.eps
+	breaker  breaker.Breaker
+	lastErr  atomic.Pointer[string] // why the last dial failed, for status
+	openedBy atomic.Pointer[string] // why the breaker opened last, for status
+}
+
+// opened notes with what the attempt ended that opened the breaker.
+func (e *endpointState) opened(o Outcome, status int) {
+	why := o.String()
+	switch dial := e.lastErr.Load(); {
+	case o == OK:
+		why = fmt.Sprintf("status %d", status)
+	case dial != nil && (o == ConnectFailed || o == HandshakeFailed):
+		why += ": " + *dial
+	}
+	e.openedBy.Store(&why)
 }
 
 // targetKey names the links that may be shared: same caller, same called

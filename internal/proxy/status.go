@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/netip"
 
+	"meshd/internal/breaker"
 	"meshd/internal/mesh"
 )
 
@@ -23,6 +24,7 @@ type EndpointState struct {
 	InFlight  int
 	Links     int
 	LastError string // of the last failed dial, "" if none failed
+	OpenedBy  string // what opened the breaker, "" while it is closed
 }
 
 // Upstreams returns the state of every upstream in force, in the order of the
@@ -66,6 +68,9 @@ func (p *Proxy) Upstreams() []UpstreamState {
 				InFlight: inFlight[ep.st], Links: links[ep.target]}
 			if why := ep.st.lastErr.Load(); why != nil {
 				e.LastError = *why
+			}
+			if why := ep.st.openedBy.Load(); why != nil && e.Breaker != breaker.Closed.String() {
+				e.OpenedBy = *why
 			}
 			u.Endpoints = append(u.Endpoints, e)
 		}

@@ -195,6 +195,7 @@ type Totals struct {
 	Latency Histogram // durations of the exchanges that ended
 
 	exchanges [][classes]uint64 // by outcome
+	failedBy  []uint64          // Failed by outcome
 }
 
 // Totals adds up the shards.
@@ -204,6 +205,7 @@ func (s *Series) Totals() Totals {
 		ByOutcome: make([]uint64, n),
 		Latency:   Histogram{counts: make([]uint64, bucketCount)},
 		exchanges: make([][classes]uint64, n),
+		failedBy:  make([]uint64, n),
 	}
 	var closed uint64
 	for i := range s.shards {
@@ -236,6 +238,7 @@ func (s *Series) Totals() Totals {
 			t.ByClass[c] += v
 			if s.registry.failed[o] || c == 5 {
 				t.Failed += v
+				t.failedBy[o] += v
 			}
 		}
 	}

@@ -41,6 +41,7 @@ func (w *Window) Add(at time.Time, t Totals) {
 		} else if t.Requests == last.totals.Requests {
 			// Most series of a large host are idle: their samples share memory.
 			t.ByOutcome, t.exchanges, t.Latency = last.totals.ByOutcome, last.totals.exchanges, last.totals.Latency
+			t.failedBy = last.totals.failedBy
 		}
 	}
 	if w.n == windowSamples {
@@ -60,6 +61,8 @@ type Summary struct {
 	P50, P99 time.Duration // of their durations
 	// FailedShare is the share (0 to 1) of Requests that failed; see Totals.
 	FailedShare float64
+	// Worst is the outcome that most of the failed ones had, if any failed.
+	Worst int
 }
 
 // Summary compares the newest sample with the oldest that is not more than ten
@@ -86,6 +89,15 @@ func (w *Window) Summary() Summary {
 	}
 	s.RPS = float64(s.Requests) / over.Seconds()
 	s.FailedShare = float64(last.totals.Failed-min(first.totals.Failed, last.totals.Failed)) / float64(s.Requests)
+	most := uint64(0)
+	for o, v := range last.totals.failedBy {
+		if o < len(first.totals.failedBy) {
+			v -= min(first.totals.failedBy[o], v)
+		}
+		if v > most {
+			most, s.Worst = v, o
+		}
+	}
 	latency := last.totals.Latency.Sub(first.totals.Latency)
 	s.P50, s.P99 = latency.Quantile(0.50), latency.Quantile(0.99)
 	return s

@@ -50,7 +50,7 @@ func TestWindowTellsFailuresAndTails(t *testing.T) {
 	}
 	w.Add(second(2), s.Totals())
 	got := w.Summary()
-	if got.RPS != 100 || got.FailedShare != 0.05 {
+	if got.RPS != 100 || got.FailedShare != 0.05 || got.Worst != 1 {
 		t.Errorf("summary is %+v", got)
 	}
 	if got.P50 > 2*time.Millisecond || got.P99 < 900*time.Millisecond {
