@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"meshd/internal/admin"
@@ -123,7 +125,7 @@ func New(o Options) (*Agent, error) {
 		Log: part(a.log, "proxy"), AccessLog: a.accessLog(cfg), DrainTimeout: cfg.Agent.DrainTimeout,
 	})
 	if err != nil {
-		return nil, err
+		return nil, unbound(err, cfg.Peer.Bind)
 	}
 	a.admin, err = admin.New(admin.Options{
 		Agent: a, Socket: cfg.Admin.Socket, Group: cfg.Admin.Group, HTTP: cfg.Admin.HTTP,
@@ -135,6 +137,17 @@ func New(o Options) (*Agent, error) {
 	}
 	a.bindDNS()
 	return a, nil
+}
+
+// unbound adds the next command to the error of a peer port that is not to be had.
+func unbound(err error, bind netip.AddrPort) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%w; who has it: ss -Hlntp sport = :%d; another port: peer { bind }", err, bind.Port())
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("%w; this host does not have the address of peer { bind }: ip address", err)
+	}
+	return err
 }
 
 // BuildVersion describes this program; release is what the linker was told, ""
