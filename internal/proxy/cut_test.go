@@ -492,3 +492,32 @@ func running(stop chan struct{}) bool {
 		return true
 	}
 }
+
+// TestDenyOneAfterTheOther: each pair has its own grace, also when another's
+// has begun.
+func TestDenyOneAfterTheOther(t *testing.T) {
+	p := newPair(t, 1, mesh.TCP, meshtest.TCPEcho(t, "world").Addr, func(a, b *mesh.Spec) {
+		b.Services[0].Allow = append(b.Services[0].Allow, mesh.Allow{Caller: "shop"})
+		up := a.Upstreams[0]
+		up.Name, up.From = "for-shop", "shop"
+		a.Upstreams = append(a.Upstreams, up)
+	})
+	web, shop := dial(t, p.addr), dial(t, p.a.picture.Load().snap.Lookup("for-shop").Binds[0].String())
+	echo(t, web, "web")
+	echo(t, shop, "shop")
+	p.b.spec.Services[0].Allow = []mesh.Allow{{Caller: "shop"}}
+	p.b.put()
+	time.Sleep(denyGrace / 2)
+	start := time.Now()
+	p.b.spec.Services[0].Allow = nil
+	p.b.put()
+	ending(t, "web", web)
+	if d := time.Since(start); d >= denyGrace {
+		t.Errorf("the first was cut %s after the second was denied", d)
+	}
+	ending(t, "shop", shop)
+	if d := time.Since(start); d < denyGrace {
+		t.Errorf("the second was cut after %s, the grace is %s", d, denyGrace)
+	}
+	inTime(t, "the second is cut", start)
+}
