@@ -36,6 +36,7 @@ type Decision struct {
 type Rules struct {
 	compiled bool
 	allow    map[string]mesh.Pos // by caller
+	blocks   bool                // there are allow blocks, be they without a name
 	service  mesh.Pos
 
 	registry   bool // intentions decide as well
@@ -51,7 +52,8 @@ type Rules struct {
 // Consul, where an exact destination always is (service intentions,
 // "precedence and match order").
 func Compile(in *mesh.Inbound) *Rules {
-	r := &Rules{compiled: true, allow: make(map[string]mesh.Pos, len(in.Allow)), service: in.Pos, registry: in.NeedIntentions}
+	r := &Rules{compiled: true, service: in.Pos, registry: in.NeedIntentions}
+	r.allow, r.blocks = make(map[string]mesh.Pos, len(in.Allow)), len(in.Allow) > 0
 	for _, a := range in.Allow {
 		if _, twice := r.allow[a.Caller]; a.Caller != "" && !twice {
 			r.allow[a.Caller] = a.Pos
@@ -89,7 +91,7 @@ func (r *Rules) Decide(caller string) Decision {
 	switch at, ok := r.allow[caller]; {
 	case ok:
 		d.Line = at
-	case len(r.allow) > 0:
+	case len(r.allow) > 0, r.blocks && r.registry:
 		return Decision{Reason: ReasonNotListed, Line: r.service}
 	case !r.registry:
 		return Decision{Reason: ReasonNoAllow, Line: r.service}

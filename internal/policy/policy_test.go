@@ -74,6 +74,7 @@ func TestIntentions(t *testing.T) {
 		{"allow block and intention", stated(no, entry("web", 9, yes)), []mesh.Allow{{Caller: "web"}}, "web", ReasonAllowed, "web"},
 		{"intention without the block", stated(yes), []mesh.Allow{{Caller: "web"}}, "shop", ReasonNotListed, ""},
 		{"block without the intention", stated(no), []mesh.Allow{{Caller: "web"}}, "web", ReasonDefault, ""},
+		{"block without a name", stated(yes), []mesh.Allow{{}}, "web", ReasonNotListed, ""},
 		{"an entry without a source is nobody's", stated(no, entry("", 9, yes)), nil, "web", ReasonDefault, ""},
 		{"no name", stated(yes), nil, "", ReasonNoCaller, ""},
 	} {
