@@ -664,3 +664,28 @@ func TestToken(t *testing.T) {
 		}
 	}
 }
+
+// A stream says nothing about missing rights but an empty list, with a good
+// index. It is asked about again, and only that answer counts.
+func TestStreamedEmptinessIsAskedAbout(t *testing.T) {
+	meshtest.Leaks(t)
+	f := meshtest.NewFakeConsul(t)
+	f.SetService("web", web(f, 2)...)
+	var h heard
+	c := run(t, h.options(f.Address), hurry, wantUpstream)
+	eventually(t, "the first answer", func() bool { got, _ := h.endpoints("web"); return got == "web-1 web-2" })
+	for range 3 {
+		asked := f.Requests("GET /v1/health/")
+		f.Break("/v1/health/", meshtest.Fault{Body: meshtest.Text("[]"), Times: 1})
+		f.SetService("x") // lets the query that waits go; the next one runs into it
+		eventually(t, "the next query", func() bool { return f.Requests("GET /v1/health/") > asked })
+		f.SetService("y")
+		eventually(t, "the question", func() bool { return f.Requests("GET /v1/health/") >= asked+3 })
+	}
+	if got, n := h.endpoints("web"); got != "web-1 web-2" || n != 1 {
+		t.Errorf("told %q in %d calls", got, n)
+	}
+	if st := c.Status(); st.Failures != 0 {
+		t.Errorf("status %+v: the question is no failure", st)
+	}
+}

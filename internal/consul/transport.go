@@ -309,7 +309,7 @@ func (s *sources) dial(ctx context.Context, network, address string) (net.Conn, 
 		return d.DialContext(ctx, network, address)
 	}
 	at := s.take()
-	if false { // the first is what the kernel takes anyway
+	if at > 0 { // the first is what the kernel takes anyway
 		d.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+at))}
 	}
 	c, err := d.DialContext(ctx, network, address)
