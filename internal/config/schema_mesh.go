@@ -216,7 +216,7 @@ func upstreamBlock() *block {
 			{name: "from", kind: serviceName(), def: "(identity.service, or the only service)", reload: OnReload,
 				meaning: "local service on whose behalf it is called"},
 			{name: "protocol", kind: word(protocols, protocolsLater), def: `"tcp"`, reload: OnReload,
-				meaning: "what applications speak"},
+				meaning: "what applications speak; the same as in the block of the called service"},
 			{name: "local_bind_port", kind: integer("port", 1, 65535), def: "(none)", reload: OnReload,
 				meaning: "also listen on this port of local_bind_address, and use it on the upstream's own address"},
 			{name: "local_bind_address", kind: local, def: `"127.0.0.1"`, reload: OnReload,
