@@ -101,7 +101,7 @@ func (l *link) accept(f wire.Frame) error {
 		if f.End && x.up != nil {
 			x.up.sendData(nil, true)
 		}
-	case !validTarget(o.Path):
+	case !validTarget(o.Path), bytes.EqualFold(o.Method, methodConnect):
 		x.refuse(ProtocolError) // the other agent should have seen it
 	default:
 		x.note(&o.Head)
@@ -109,6 +109,11 @@ func (l *link) accept(f wire.Frame) error {
 	}
 	return nil
 }
+
+// methodConnect is refused whatever its target: what an application sends after
+// its answer is no HTTP, and the connection would be kept for the requests of
+// others.
+var methodConnect = []byte("CONNECT")
 
 // validTarget refuses what no HTTP/1 request line can carry; the codec has
 // checked octets, an empty path is what is left.

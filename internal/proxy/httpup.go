@@ -18,7 +18,7 @@ type upHTTP struct {
 	state  upState
 	scan   int
 	body   http1.Body
-	method []byte // of the request, kept short: only HEAD and CONNECT matter
+	method []byte // of the request, kept short: only HEAD matters
 
 	reused    bool
 	sentAll   bool
