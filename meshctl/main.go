@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,7 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
@@ -71,7 +72,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	// What no verb made is cobra's: unknown verb, flag or argument.
 	fmt.Fprintf(stderr, "%s %s\n", s.bad("Error:"), err)
-	fmt.Fprintln(stderr, "Run meshctl --help, or meshctl VERB --help.")
+	if cmd.HasParent() {
+		fmt.Fprintf(stderr, "Usage: %s\n", cmd.UseLine())
+	}
+	fmt.Fprintf(stderr, "Run %s --help.\n", cmd.CommandPath())
 	return exitBadInput
 }
 
@@ -86,6 +90,7 @@ Exit codes: 0 fine; 1 unhealthy, or a check failed; 2 wrong usage or bad
 configuration; 3 meshd cannot be reached; 4 warnings, with --strict.
 
 Start here: meshctl demo runs a whole mesh on this machine, without root.`,
+		Version:      cmp.Or(version, admin.BuildVersion("").Version),
 		SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -95,6 +100,7 @@ Start here: meshctl demo runs a whole mesh on this machine, without root.`,
 		newStatus(client), newReload(client), newCatalog(client), newConfig(client), newPolicy(client),
 		newValidate(), newFmt(), newConsul(), newVersion(client), newDemo(), newDemoSweep(),
 	)
+	root.SetVersionTemplate("meshctl {{.Version}}\n")
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root
 }
