@@ -246,6 +246,16 @@ func LocalAddr(fd int) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// Unacked returns how many bytes that were written the other side has not
+// acknowledged, 0 if that cannot be told.
+func Unacked(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // SetUserTimeout has the kernel give the connection up when written bytes stay
 // unacknowledged for ms milliseconds; 0 is the kernel's own rule, many minutes.
 func SetUserTimeout(fd, ms int) error {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -258,6 +259,50 @@ func TestCrossingOpen(t *testing.T) {
 		t.Errorf("the link was closed after %v", d)
 	}
 	l.wantsEnd()
+}
+
+// TestDrainSlowLink: what the application has answered reaches a peer that reads
+// slowly, though all of it is on the link already when the host ends.
+func TestDrainSlowLink(t *testing.T) {
+	const size, streams, buffer = 250 << 10, 3, 32 << 10
+	app := newRawApp(t)
+	p := newPair(t, 1, mesh.HTTP, mustAddr(app.Addr()))
+	p.b.Configure(nil, time.Minute)
+	l := dialLink(t, p)
+	l.tcp().SetReadBuffer(buffer)
+	p.b.each(func(w *worker) {
+		for l := range w.allLinks {
+			if err := syscall.SetsockoptInt(l.fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, buffer); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for slot := range streams {
+		l.write(open(wire.StreamID(slot, 1), httpOpen("/"), true))
+	}
+	for range streams {
+		a := app.accept(t)
+		head(t, a)
+		go fmt.Fprintf(a, "HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s", size, strings.Repeat("x", size))
+	}
+	done := p.b.stopping()
+	began := time.Now()
+	got := 0
+	for got < streams*size {
+		f, err := l.frame()
+		if err != nil {
+			t.Fatalf("%d of %d bytes after %v, %v", got, streams*size, time.Since(began), err)
+		}
+		if f.Type == wire.TypeData {
+			got += len(f.Payload)
+			time.Sleep(time.Duration(len(f.Payload)) * 4 * time.Microsecond)
+		}
+	}
+	if d := time.Since(began); d < 2*goawayGrace {
+		t.Errorf("it took %v only, which shows nothing", d)
+	}
+	l.tcp().Close()
+	within(t, "end", patience, done)
 }
 
 // wantsEnd reads to the end of the link.

@@ -279,7 +279,9 @@ func (t tickets) take(ctx context.Context) error {
 func (t tickets) free() { <-t }
 
 // drain waits until no exchange runs and the peers have closed their links, at
-// most DrainTimeout.
+// most DrainTimeout. A link that still has something to say is waited for as
+// long as its peer takes any of it: an exchange ends for us when the link has
+// taken its last byte, which may be seconds before the peer has it.
 func (p *Proxy) drain() {
 	p.mu.Lock()
 	p.draining = true
@@ -295,14 +297,18 @@ func (p *Proxy) drain() {
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
 	var idle time.Time
+	left := 0
 	for {
+		was := left
+		left = p.total((*worker).unsentLinks)
 		switch {
 		case p.total(func(w *worker) int { return w.active + w.unsent() }) > 0:
 			idle = time.Time{}
-		case p.total((*worker).acceptedLinks) == 0:
+		case left == 0 && p.total((*worker).acceptedLinks) == 0:
 			return
-		case idle.IsZero():
+		case idle.IsZero() || left > 0 && left != was:
 			idle = time.Now()
+		case left > 0 && time.Since(idle) < deadAfter: // until it is known to be dead
 		case time.Since(idle) >= goawayGrace:
 			return
 		}
@@ -345,6 +351,15 @@ func (w *worker) unsent() int {
 		if p, ok := c.(interface{ pending() int }); ok && p.pending() > 0 {
 			n++
 		}
+	}
+	return n
+}
+
+// unsentLinks adds up the bytes that the peers of all links have not got yet.
+func (w *worker) unsentLinks() int {
+	n := 0
+	for l := range w.allLinks {
+		n += len(l.out) + len(l.cipher) - l.off + loop.Unacked(l.fd)
 	}
 	return n
 }
