@@ -253,13 +253,14 @@ func (d *diagnosis) upstream(u *Upstream) {
 		d.err(name+" is refused, nothing is forwarded", u.Refused, next)
 		return
 	}
-	open, usable, opened := 0, 0, ""
+	open, usable, opened, again := 0, 0, "", ""
 	for _, e := range u.Endpoints {
 		switch {
 		case e.Breaker == "open":
 			open++
 			if opened == "" && e.OpenedBy != "" {
 				opened = fmt.Sprintf("%s at %s: %s", e.ID, e.Address, e.OpenedBy)
+				again = lookAfter(e.OpenedBy, u)
 			}
 		case e.Healthy:
 			usable++
@@ -280,11 +281,24 @@ func (d *diagnosis) upstream(u *Upstream) {
 			fmt.Sprintf("%s lists instances of service %q, but all %d are unhealthy", cmp.Or(u.Source, "the catalog"), u.Destination, len(u.Endpoints)), "look at the checks of the service"+defined)
 	case usable == 0:
 		d.err(fmt.Sprintf("%s has no usable endpoint: breakers are open", name), opened,
-			"meshctl status on the host of the endpoint; it is tried again by itself, see open_for")
+			cmp.Or(again, "meshctl status -o wide")+"; it is tried again by itself, see open_for")
 	case open > 0:
 		d.warn(fmt.Sprintf("%s has %d of %d breakers open", name, open, len(u.Endpoints)), opened, "meshctl status -o wide")
 	}
 	d.rates(name, &u.Rates)
+}
+
+// lookAfter says where to look when a breaker was opened by an outcome.
+func lookAfter(openedBy string, u *Upstream) string {
+	switch outcome, _, _ := strings.Cut(openedBy, ":"); outcome {
+	case "no_service":
+		return fmt.Sprintf("does that host offer %q, and with protocol = %q as here? meshctl status there", u.Destination, u.Protocol)
+	case "connect_failed":
+		return "does meshd run there, and does a firewall let its peer port through?"
+	case "handshake_failed":
+		return "meshctl status here and there: are certificates valid, and the trust domains the same?"
+	}
+	return "look at the application there"
 }
 
 func (d *diagnosis) service(s *Service, c *Catalog) {

@@ -30,6 +30,24 @@ func TestDiagnoseNamesOutcomes(t *testing.T) {
 	}
 }
 
+func TestDiagnoseOfAnOpenBreakerSaysWhereToLook(t *testing.T) {
+	for by, want := range map[string]string{
+		"no_service":                         `does that host offer "inventory", and with protocol = "http" as here?`,
+		"connect_failed: connection refused": "does meshd run there",
+		"handshake_failed: expired":          "meshctl status here and there",
+		"local_connect_failed":               "look at the application there",
+		"status 503":                         "look at the application there",
+	} {
+		s := healthy()
+		u := &s.Upstreams[0]
+		u.Protocol, u.Healthy, u.Endpoints = "http", 1, u.Endpoints[:1]
+		u.Endpoints[0].Breaker, u.Endpoints[0].OpenedBy = "open", by
+		if got := Diagnose(s); len(got) != 1 || !strings.HasPrefix(got[0].Next, want) {
+			t.Errorf("%s: found %+v", by, got)
+		}
+	}
+}
+
 func TestShort(t *testing.T) {
 	for in, want := range map[time.Duration]string{24 * time.Hour: "24h", 5 * time.Minute: "5m", 90 * time.Second: "1m30s",
 		10 * time.Minute: "10m", 3661 * time.Second: "1h1m1s", 20 * time.Hour: "20h", 30 * time.Second: "30s"} {
