@@ -232,7 +232,7 @@ func (p *Proxy) serveHandshake(tcp net.Conn) {
 
 // welcome puts an accepted link on its loop and greets the peer.
 func (f *fresh) welcome(w *worker) {
-	if w.ended {
+	if w.ended || !w.spare(f.peer.Service) {
 		f.conn.tcp.Close()
 		return
 	}
@@ -241,6 +241,7 @@ func (f *fresh) welcome(w *worker) {
 		w.log.Error("cannot take a link", "error", err)
 		return
 	}
+	w.accepted++
 	l.xff = []byte(l.remote.Addr().String())
 	l.xfcc = []byte("By=" + w.p.spiffeOf(f.local) + ";URI=" + f.peer.SPIFFE())
 	l.out = wire.AppendPing(w.room(l.out, 32), 0, false)
@@ -249,4 +250,27 @@ func (f *fresh) welcome(w *worker) {
 		l.retire()
 	}
 	l.read()
+}
+
+// spare makes room for one more accepted link. It reports false when there is
+// none, because every link carries streams.
+func (w *worker) spare(peer string) bool {
+	if w.accepted < w.maxAccepted {
+		return true
+	}
+	var idlest *link
+	for l := range w.allLinks {
+		if !l.opener && l.count == 0 && (idlest == nil || l.idleFrom < idlest.idleFrom) {
+			idlest = l
+		}
+	}
+	if now := w.loop.Now(); w.spareLogged == 0 || now-w.spareLogged >= int64(dialLogEvery) {
+		w.spareLogged = now
+		w.log.Warn("peers hold as many links as they may", "links", w.accepted, "newcomer", peer, "refused", idlest == nil)
+	}
+	if idlest == nil {
+		return false
+	}
+	idlest.shut()
+	return true
 }

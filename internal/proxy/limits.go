@@ -67,8 +67,15 @@ const (
 	// tlsRecord is the most that one read of crypto/tls can give (RFC 8446
 	// section 5.1).
 	tlsRecord = 16 << 10
-	// linkIdle closes a link that carried no stream for so long.
-	linkIdle = 5 * time.Minute
+	// linkIdle closes a link that carried no stream for so long. The side that
+	// dialled does, which knows that no stream is about to begin; acceptedIdle is
+	// when the other side stops waiting for that.
+	linkIdle     = 5 * time.Minute
+	acceptedIdle = 2 * linkIdle
+	// maxAccepted is how many links of one loop peers may have opened. Beyond it
+	// the one that was idle for longest makes room: whoever has a certificate of
+	// the mesh can dial as often as he likes, also where he is denied.
+	maxAccepted = 4096
 	// pingAfter is the silence after which a link with streams is probed,
 	// deadAfter the silence after which it is given up.
 	pingAfter = 2 * time.Second

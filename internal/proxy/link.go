@@ -318,7 +318,7 @@ func (l *link) Expired(*loop.Timer) {
 	case l.pinged && quiet >= int64(deadAfter) && now-l.pingAt >= int64(deadAfter-pingAfter):
 		l.lost(errDead)
 		return
-	case l.opener && l.count == 0 && now-l.idleFrom >= int64(linkIdle):
+	case l.count == 0 && now-l.idleFrom >= l.idleLimit():
 		l.shut()
 		return
 	case quiet >= every && !l.pinged:
@@ -330,6 +330,13 @@ func (l *link) Expired(*loop.Timer) {
 		every = int64(pingAfter)
 	}
 	l.w.loop.Arm(&l.timer, now+every)
+}
+
+func (l *link) idleLimit() int64 {
+	if l.opener {
+		return int64(linkIdle)
+	}
+	return int64(acceptedIdle)
 }
 
 var (
@@ -414,6 +421,9 @@ func (l *link) end(err error) {
 	loop.Close(l.fd)
 	l.fd = -1
 	delete(w.allLinks, l)
+	if !l.opener {
+		w.accepted--
+	}
 	if l.set != nil {
 		l.set.remove(l)
 	}

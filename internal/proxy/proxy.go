@@ -116,7 +116,7 @@ func newWorker(p *Proxy, i int) (*worker, error) {
 	w := &worker{
 		p: p, log: p.opt.Log, conns: make(map[closer]struct{}), allLinks: make(map[*link]struct{}),
 		plain: make([]byte, 2*tlsRecord), cipher: make([]byte, cipherRead),
-		rng: balance.NewRand(uint64(time.Now().UnixNano()) + uint64(i)),
+		rng: balance.NewRand(uint64(time.Now().UnixNano()) + uint64(i)), maxAccepted: maxAccepted,
 	}
 	var err error
 	w.cutter.w = w
@@ -365,15 +365,7 @@ func (w *worker) unsentLinks() int {
 }
 
 // acceptedLinks counts those that peers opened.
-func (w *worker) acceptedLinks() int {
-	n := 0
-	for l := range w.allLinks {
-		if !l.opener {
-			n++
-		}
-	}
-	return n
-}
+func (w *worker) acceptedLinks() int { return w.accepted }
 
 // beginDrain stops taking anything new on this loop.
 func (w *worker) beginDrain() {

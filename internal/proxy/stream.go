@@ -349,8 +349,15 @@ func (s *stream) delivered(n int) {
 	s.l.w.markLink(s.l)
 }
 
-// done puts the accepted stream away.
-func (s *stream) done() { s.recycle() }
+// done puts the accepted stream away. Whoever has not sent all of a request
+// that is answered is told not to; else the stream would keep its place, and
+// its link, for as long as the peer likes.
+func (s *stream) done() {
+	if !s.l.opener && !s.gotEnd {
+		s.reset(wire.CodeNone, true)
+	}
+	s.recycle()
+}
 
 // resume does nothing: a peer stops by itself when its credit is used up.
 func (s *stream) resume() {}

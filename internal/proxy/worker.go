@@ -53,7 +53,10 @@ type worker struct {
 	freeStreams *stream
 	conns       map[closer]struct{} // all application connections, for drain and end
 	allLinks    map[*link]struct{}
-	active      int // exchanges in flight on this loop
+	accepted    int   // of allLinks, those that peers opened
+	maxAccepted int   // the constant, unless a test wants less
+	spareLogged int64 // loop time of the last log line about too many
+	active      int   // exchanges in flight on this loop
 	draining    bool
 	ended       bool
 }
