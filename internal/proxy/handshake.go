@@ -204,14 +204,14 @@ func addrPort(a net.Addr) netip.AddrPort {
 }
 
 // serveHandshake runs the accepting side for one connection to the peer port.
-func (p *Proxy) serveHandshake(tcp net.Conn) {
-	defer p.handshakes.Done()
+func (p *Proxy) serveHandshake(tcp net.Conn, from netip.Prefix) {
 	ctx, cancel := context.WithTimeout(p.life, handshakeTimeout)
 	defer cancel()
 	f := &fresh{conn: &shim{tcp: tcp}}
 	f.tls = tls.Server(f.conn, p.serverConfig)
 	err := f.shake(ctx)
 	p.accepts.free()
+	p.crowd.leave(from)
 	if err != nil {
 		tcp.Close()
 		reason := identity.ReasonOf(err)

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"crypto/tls"
+	"net"
 	"testing"
 	"time"
 
@@ -134,4 +135,30 @@ func TestPeerKeepsRequestOpen(t *testing.T) {
 		}
 	})
 	p.b.counts(telemetry.Inbound, mesh.HTTP, "ok=1")
+}
+
+// TestStrangersSayNothing: more connections than there may be handshakes, from
+// one address, keep no peer of another one out.
+func TestStrangersSayNothing(t *testing.T) {
+	app := newRawApp(t)
+	p := newPair(t, 1, mesh.HTTP, mustAddr(app.Addr()))
+	elsewhere := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	for range maxHandshakes + 20 {
+		c, err := elsewhere.Dial("tcp", p.b.PeerAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	if !eventually(func() bool { return p.b.Counts().Handshakes[crowded] > 0 }) {
+		t.Error("nobody was turned away")
+	}
+	began := time.Now()
+	dialLink(t, p)
+	if d := time.Since(began); d > handshakeTimeout/4 {
+		t.Errorf("a peer waited for %v", d)
+	}
+	if n := p.b.Counts().Handshaking; n < scarceHandshakes {
+		t.Errorf("%d handshakes of strangers go on; one address may have %d while they are not scarce", n, scarceHandshakes)
+	}
 }

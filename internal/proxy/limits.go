@@ -51,6 +51,11 @@ const (
 	// further peers wait in the kernel's backlog. The directions are counted
 	// apart: whoever can reach the peer port must not keep us from dialling.
 	maxHandshakes = 256
+	// When scarceHandshakes of those that peers began go on, the rest is for
+	// addresses with less than maxHandshakesFrom: whoever connects and says
+	// nothing must not keep others out.
+	scarceHandshakes  = maxHandshakes * 3 / 4
+	maxHandshakesFrom = maxHandshakes / 4
 	// maxAttempts is how many endpoints are tried for one exchange as long as
 	// nothing was sent.
 	maxAttempts = 3

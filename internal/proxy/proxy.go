@@ -57,6 +57,7 @@ type Proxy struct {
 	end            context.CancelFunc
 	handshakes     sync.WaitGroup
 	accepts, dials tickets
+	crowd          crowd
 
 	// mu guards what follows: what the publishing goroutine changes and a
 	// status request reads.
@@ -259,8 +260,61 @@ func (p *Proxy) acceptPeers() {
 			}
 		}
 		pause = 0
+		from := source(addrPort(tcp.RemoteAddr()).Addr())
+		if !p.crowd.enter(from, len(p.accepts) > scarceHandshakes) {
+			p.accepts.free()
+			tcp.Close()
+			p.counts.handshake(crowded)
+			continue
+		}
 		p.handshakes.Add(1)
-		go p.serveHandshake(tcp)
+		go func() {
+			defer p.handshakes.Done()
+			p.serveHandshake(tcp, from)
+		}()
+	}
+}
+
+// crowded is the result of a handshake that was not begun because its address
+// had begun too many.
+const crowded = "crowded"
+
+// crowd counts the handshakes that go on by where they come from.
+type crowd struct {
+	mu   sync.Mutex // guards from
+	from map[netip.Prefix]int
+}
+
+// source is what one host can easily have many addresses of: itself in IPv4, a
+// network in IPv6.
+func source(a netip.Addr) netip.Prefix {
+	bits := a.BitLen()
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.WithZone("").Prefix(bits) // the zero Prefix for no address at all
+	return p
+}
+
+// enter counts one more, unless they are scarce and from has its share.
+func (c *crowd) enter(from netip.Prefix, scarce bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if scarce && c.from[from] >= maxHandshakesFrom {
+		return false
+	}
+	if c.from == nil {
+		c.from = make(map[netip.Prefix]int)
+	}
+	c.from[from]++
+	return true
+}
+
+func (c *crowd) leave(from netip.Prefix) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.from[from]--; c.from[from] == 0 {
+		delete(c.from, from)
 	}
 }
 
