@@ -244,7 +244,9 @@ func (c *downHTTP) request(head []byte) {
 	}
 	plan := w.pic.out(c.st.slot)
 	if plan == nil || plan.st != c.st {
-		// The upstream was removed while the connection was idle.
+		// The upstream was removed while the connection was idle. Nobody else
+		// would close it: the idle timeout went with the upstream.
+		c.closeAfter = true
 		c.x.begin(w, c, false)
 		c.x.shard = c.st.shards[w.loop.Index()]
 		c.x.reqEnd = c.state == downWait
@@ -283,7 +285,9 @@ func (c *downHTTP) refuse(err error) {
 	c.state, c.minor, c.closeAfter, c.headOnly, c.headStart = downWait, 1, true, false, 0
 	x := &c.x
 	x.begin(c.w, c, false)
-	x.plan = c.w.pic.out(c.st.slot)
+	if plan := c.w.pic.out(c.st.slot); plan != nil && plan.st == c.st {
+		x.plan = plan
+	}
 	x.shard = c.st.shards[c.w.loop.Index()]
 	x.status = status
 	c.answer(status, BadRequest, reason)
@@ -451,5 +455,7 @@ func (c *downHTTP) flush() {
 	switch {
 	case c.answered && c.pending() == 0, c.state == downHead && (c.readable || len(c.in) > 0):
 		c.w.later(c)
+	case c.state == downHead && c.closeAfter:
+		c.drain() // an answer that had to leave kept it open
 	}
 }

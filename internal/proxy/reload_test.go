@@ -3,13 +3,16 @@ package proxy
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -353,5 +356,94 @@ func TestListenerBack(t *testing.T) {
 		if code, _, _ := get(t, "http://"+p.addr+"/"); code != 200 {
 			t.Fatal(code)
 		}
+	}
+}
+
+// TestRemovedWhileUnread: an upstream is removed while a client has not read the
+// end of an answer. Once it has, its connection is closed, also when it asks for
+// more: nothing else would ever do it.
+func TestRemovedWhileUnread(t *testing.T) {
+	const size, buffer, unread = 2 << 20, 32 << 10, 200 << 10
+	for _, more := range []bool{false, true} {
+		t.Run(fmt.Sprint("asks for more: ", more), func(t *testing.T) {
+			app := newRawApp(t)
+			p := newPair(t, 1, mesh.HTTP, mustAddr(app.Addr()))
+			c := dial(t, p.addr)
+			if err := c.SetReadBuffer(buffer); err != nil {
+				t.Fatal(err)
+			}
+			send(t, c, "GET / HTTP/1.1\r\nhost: world\r\n\r\n")
+			a := app.accept(t)
+			head(t, a)
+			p.a.each(func(w *worker) {
+				for c := range w.conns {
+					if err := syscall.SetsockoptInt(c.(*downHTTP).fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, buffer); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			go fmt.Fprintf(a, "HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s", size, strings.Repeat("x", size))
+			head(t, c)
+			if _, err := io.CopyN(io.Discard, c, size-unread); err != nil {
+				t.Fatal(err)
+			}
+			p.a.counts(telemetry.Outbound, mesh.HTTP, "ok=1")
+			p.a.each(func(w *worker) {
+				if w.unsent() != 1 {
+					t.Error("all of the answer has left, which shows nothing")
+				}
+			})
+			p.a.spec.Upstreams = nil
+			p.a.publish(p.ca)
+			if more {
+				send(t, c, "GET / HTTP/1.1\r\nhost: world\r\n\r\n")
+			}
+			c.SetReadDeadline(time.Now().Add(patience))
+			if n, err := io.CopyN(io.Discard, c, unread); err != nil {
+				t.Fatalf("%d bytes, %v", n, err)
+			}
+			if more {
+				getsError(t, c, "503 no_endpoints and close")
+			}
+			if rest, cut := ending(t, "client", c); len(rest) != 0 || cut {
+				t.Errorf("got %.80q, cut %v; want an end", rest, cut)
+			}
+		})
+	}
+}
+
+// TestRefusedAfterRemoval: the access log does not take a bad request on a
+// connection of a removed upstream for one to whatever has come in its place.
+func TestRefusedAfterRemoval(t *testing.T) {
+	app := newRawApp(t)
+	p := newPair(t, 1, mesh.HTTP, mustAddr(app.Addr()))
+	log := &logs{t: t}
+	p.a.Configure(slog.New(slog.NewTextHandler(log, nil)), time.Second)
+	c := dial(t, p.addr)
+	send(t, c, "GET / HT")
+	if !eventually(func() bool {
+		begun := false
+		p.a.each(func(w *worker) {
+			for c := range w.conns {
+				begun = c.(*downHTTP).headStart != 0
+			}
+		})
+		return begun
+	}) {
+		t.Fatal("the request did not arrive")
+	}
+	other := p.a.spec.Upstreams[0]
+	other.Name = "other"
+	p.a.spec.Upstreams = nil
+	p.a.publish(p.ca)
+	p.a.spec.Upstreams = []mesh.Upstream{other}
+	p.a.publish(p.ca)
+	send(t, c, "\n")
+	getsError(t, c, "400 bad_request and close")
+	if !eventually(func() bool { return log.count("bad_request") == 1 }) {
+		t.Fatal("no line in the access log")
+	}
+	if log.count("name=other") != 0 {
+		t.Error("the line names another upstream")
 	}
 }
