@@ -119,6 +119,9 @@ func newWorker(p *Proxy, i int) (*worker, error) {
 		plain: make([]byte, 2*tlsRecord), cipher: make([]byte, cipherRead),
 		rng: balance.NewRand(uint64(time.Now().UnixNano()) + uint64(i)), maxAccepted: maxAccepted,
 	}
+	// Room for all there may be: a head that is refused gives none back.
+	w.req.Fields = make([]mesh.Field, 0, limits1.FieldCount)
+	w.resp.Fields = make([]mesh.Field, 0, limits1.FieldCount)
 	var err error
 	w.cutter.w = w
 	w.loop, err = loop.New(loop.Options{Index: i, TurnStart: w.turnStart, TurnEnd: w.turnEnd, Log: p.opt.Log})
