@@ -58,6 +58,14 @@ func (h host) in(t *testing.T) *host {
 func (h *host) path() string   { return filepath.Join(h.dir, "meshd.hcl") }
 func (h *host) socket() string { return filepath.Join(h.dir, "s") }
 
+// loopback is a range of the host's own: one machine has several hosts here, and
+// other test runs, which would give an upstream of that name the same address.
+// Its peer port is its own as well.
+func (h *host) loopback() string {
+	const ranges = 64 // of 1,024 addresses in a /16
+	return fmt.Sprintf("127.%d.%d.0/22", 80+h.peer/ranges%128, h.peer%ranges*4)
+}
+
 // write makes the configuration: what every host has, then body.
 func (h *host) write(body string) {
 	h.t.Helper()
@@ -71,11 +79,12 @@ admin {
   http   = "127.0.0.1:%d"
 }
 dns { address = "127.0.0.1:%d" }
+loopback { cidr = %q }
 peer {
   bind      = "127.0.0.1:%d"
   advertise = "127.0.0.1"
 }
-%s`, h.name, filepath.Join(h.dir, "data"), h.socket(), h.http, h.dns, h.peer, h.trust)
+%s`, h.name, filepath.Join(h.dir, "data"), h.socket(), h.http, h.dns, h.loopback(), h.peer, h.trust)
 	// By rename, as an editor does: a reload may be reading.
 	if err := os.WriteFile(h.path()+".new", []byte(text+body), 0o600); err != nil {
 		h.t.Fatal(err)
@@ -84,6 +93,10 @@ peer {
 		h.t.Fatal(err)
 	}
 }
+
+// loopbackRange gives each run a range of its own: addresses follow from the
+// names of upstreams, and two runs at a time would take them from each other.
+func loopbackRange() int { return 100 + os.Getpid()%100 }
 
 // launch starts the agent with the configuration and does not wait.
 func (h *host) launch(body string) {
