@@ -28,8 +28,54 @@ func (p *localPool) remove(c *upHTTP) {
 		if *at == c {
 			*at, c.next, c.idle = c.next, nil, false
 			p.size--
+			p.st.usage.kept.drop()
 			return
 		}
+	}
+}
+
+// take returns the connection that was used last, nil if there is none that
+// this loop may use.
+func (p *localPool) take() *upHTTP {
+	c := p.first
+	if c == nil {
+		return nil
+	}
+	if !p.st.usage.kept.reuse() {
+		p.remove(c) // another loop has opened one in its place
+		c.shut(false)
+		return nil
+	}
+	p.first, c.next, c.idle = c.next, nil, false
+	p.size--
+	return c
+}
+
+// claim has a connection closed that some loop keeps and nothing runs on, so
+// that this one may open one although the limit is reached. For a moment there
+// is one too many.
+func (w *worker) claim(st *serviceState) bool {
+	if !st.usage.kept.claim() {
+		return false
+	}
+	w.shed(st)
+	for _, o := range w.p.workers {
+		if o != w {
+			o.loop.Post(func() { o.shed(st) })
+		}
+	}
+	return true
+}
+
+// shed closes connections that were claimed.
+func (w *worker) shed(st *serviceState) {
+	if st.slot >= len(w.pools) || w.pools[st.slot] == nil || w.pools[st.slot].st != st {
+		return
+	}
+	for p := w.pools[st.slot]; p.first != nil && st.usage.kept.claimed(); {
+		c := p.first
+		p.remove(c)
+		c.shut(false)
 	}
 }
 
@@ -38,9 +84,7 @@ func (p *localPool) remove(c *upHTTP) {
 func (w *worker) requestLocal(in *inPlan, l *link, x *exchange, h *mesh.Head, end bool) {
 	p := w.pool(in.st)
 	var c *upHTTP
-	if c = p.first; c != nil {
-		p.first, c.next, c.idle = c.next, nil, false
-		p.size--
+	if c = p.take(); c != nil {
 		c.reused = true
 	} else {
 		var o Outcome

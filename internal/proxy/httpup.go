@@ -291,6 +291,7 @@ func (c *upHTTP) park() {
 	c.state, c.idle, c.idleFrom = upIdle, true, c.w.loop.Now()
 	c.next, c.pool.first = c.pool.first, c
 	c.pool.size++
+	c.pool.st.usage.kept.add()
 	c.arm()
 }
 

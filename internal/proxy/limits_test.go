@@ -19,6 +19,7 @@ import (
 	"meshd/internal/mesh"
 	"meshd/internal/meshtest"
 	"meshd/internal/telemetry"
+	"meshd/internal/wire"
 )
 
 // plainGet is a request without anything special.
@@ -454,5 +455,50 @@ func TestOutOfDescriptors(t *testing.T) {
 	got := make([]byte, 6)
 	if _, err := io.ReadFull(f, got); err != nil || string(got) != "waited" {
 		t.Fatalf("%q %v", got, err)
+	}
+}
+
+// TestLimitAcrossLoops: connections that one loop keeps for later do not use up
+// the limit for the others.
+func TestLimitAcrossLoops(t *testing.T) {
+	const loops, limit = 3, 2
+	app := meshtest.HTTPEcho(t, "world")
+	p := newPair(t, loops, mesh.HTTP, app.Addr, func(_, b *mesh.Spec) { b.Services[0].Limits.MaxConnections = limit })
+	var links []*rawLink
+	for range loops {
+		links = append(links, dialLink(t, p))
+	}
+	for n := range 60 {
+		l := links[n%loops]
+		for slot := range limit {
+			l.write(open(wire.StreamID(slot, uint16(n+1)), httpOpen("/"), true))
+		}
+		for answers := 0; answers < limit; {
+			f := l.next()
+			if f.Type == wire.TypeReset {
+				code, _, _ := wire.ParseReset(f.Payload)
+				t.Fatalf("round %d is refused: %s", n, code)
+			}
+			if f.End {
+				answers++
+			}
+		}
+	}
+	u := &p.b.picture.Load().inbound[0].st.usage
+	idle := func() int {
+		return p.b.total(func(w *worker) (n int) {
+			for _, pool := range w.pools {
+				if pool != nil {
+					n += pool.size
+				}
+			}
+			return n
+		})
+	}
+	if !eventually(func() bool {
+		n := uint64(idle())
+		return n <= limit && u.kept.word.Load() == n && u.connections.Load() == int64(n)
+	}) {
+		t.Errorf("%d connections are kept, %x counted, of %d", idle(), u.kept.word.Load(), u.connections.Load())
 	}
 }

@@ -33,7 +33,10 @@ func (s *sock) dirtyFlag() *bool { return &s.dirty }
 func (w *worker) connectLocal(in *inPlan) (fd int, done bool, o Outcome) {
 	use := &in.st.usage
 	if !take(&use.connections, in.Limits.MaxConnections) {
-		return -1, false, Overflow
+		if !w.claim(in.st) {
+			return -1, false, Overflow
+		}
+		use.connections.Add(1)
 	}
 	fd, done, err := loop.Connect(in.Target)
 	switch {

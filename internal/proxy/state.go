@@ -40,7 +40,56 @@ type usage struct {
 	connections atomic.Int64
 	pending     atomic.Int64
 	requests    atomic.Int64
-	_           [40]byte
+	kept        kept // of connections, those to an application that nothing runs on
+	_           [32]byte
+}
+
+// kept counts the idle connections to an application in all loops' pools. A
+// loop that may open no more claims one that another loop keeps: it opens its
+// own at once and the other loop closes one as soon as it can. Both numbers are
+// in one word, so that their sum is how many there are: the lower half are free,
+// the upper half claimed.
+type kept struct{ word atomic.Uint64 }
+
+const (
+	oneFree    = 1
+	oneClaimed = 1 << 32
+	freeMask   = oneClaimed - 1
+)
+
+// add is for a connection that a pool has taken in.
+func (k *kept) add() { k.word.Add(oneFree) }
+
+// reuse takes a free one; false leaves all as it was, since the others are claimed.
+func (k *kept) reuse() bool { return k.change(freeMask, ^uint64(oneFree-1)) }
+
+// claim makes a free one a claimed one.
+func (k *kept) claim() bool { return k.change(freeMask, oneClaimed-oneFree) }
+
+// pay takes a claimed one, to be closed.
+func (k *kept) pay() bool { return k.change(^uint64(freeMask), ^uint64(oneClaimed-1)) }
+
+// claimed tells whether there is one to be closed.
+func (k *kept) claimed() bool { return k.word.Load()&^freeMask != 0 }
+
+// drop is for one that is closed, whatever for: it pays if one is claimed.
+func (k *kept) drop() {
+	if !k.pay() {
+		k.word.Add(^uint64(oneFree - 1))
+	}
+}
+
+// change adds delta if what mask selects is not 0.
+func (k *kept) change(mask, delta uint64) bool {
+	for {
+		v := k.word.Load()
+		if v&mask == 0 {
+			return false
+		}
+		if k.word.CompareAndSwap(v, v+delta) {
+			return true
+		}
+	}
 }
 
 // take counts one more if that stays within limit; 0 is no limit.
