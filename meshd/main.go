@@ -87,14 +87,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 		lv.Set(agent.ParseLevel(*level))
 		o.Level = nil // the agent leaves it alone
 	}
-	o.Log = newLog(stderr, cfg.Agent.LogFormat, lv)
+	// Text for a terminal and JSON elsewhere, unless the configuration says.
+	text := cfg.Agent.LogFormat == "text" || cfg.Agent.LogFormat == "" && terminal(stderr)
+	log := newLines(stderr, func(n int) { o.Log.Error("log lines were lost: whoever reads the log did not keep up", "lines", n) })
+	o.Log = newLog(log, text, lv)
 	// Who turned the access log on wants it at any log_level.
-	o.AccessLog = newLog(stderr, cfg.Agent.LogFormat, slog.LevelInfo)
+	o.AccessLog = newLog(log, text, slog.LevelInfo)
 	a, err := agent.New(o)
-	if err != nil {
-		return failed(err, stderr)
+	if err == nil {
+		err = serve(a, hangups, o.Log)
 	}
-	if err := serve(a, hangups, o.Log); err != nil {
+	log.Close() // what it has comes before what is written below
+	if err != nil {
 		return failed(err, stderr)
 	}
 	return exitOK
@@ -156,15 +160,15 @@ func validLevel(word string) bool {
 	return false
 }
 
-// newLog writes text to a terminal and JSON elsewhere, unless format says.
-func newLog(w io.Writer, format string, level slog.Leveler) *slog.Logger {
+// newLog writes text or JSON.
+func newLog(w io.Writer, text bool, level slog.Leveler) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && a.Key == slog.LevelKey && a.Value.Any() == agent.LevelTrace {
 			a.Value = slog.StringValue("TRACE")
 		}
 		return a
 	}}
-	if format == "text" || format == "" && terminal(w) {
+	if text {
 		return slog.New(slog.NewTextHandler(w, o))
 	}
 	return slog.New(slog.NewJSONHandler(w, o))
