@@ -47,7 +47,7 @@ func TestConsulFailsInEveryWay(t *testing.T) {
 	a.awaitServed("api")
 	pids := []int{a.pid, b.pid}
 
-	lasts := atLeast(8*time.Second, time.Minute)
+	lasts := atLeast(6*time.Second, time.Minute)
 	l := startLoad(t, a.url("api"), faultRPS)
 	l.await(faultRPS / 2)
 	var table strings.Builder

@@ -60,7 +60,7 @@ func TestTokenRevokedAndReplaced(t *testing.T) {
 
 	// While nobody may ask, things change.
 	r.resting(b, "api", two, true)
-	lastUntil(time.Now().Add(atLeast(5*time.Second, 30*time.Second)))
+	lastUntil(time.Now().Add(atLeast(3*time.Second, 30*time.Second)))
 	pids := fmt.Sprint(a.pid, b.pid)
 	a.setToken(nextA)
 	b.setToken(nextB)
