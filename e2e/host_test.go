@@ -94,10 +94,6 @@ peer {
 	}
 }
 
-// loopbackRange gives each run a range of its own: addresses follow from the
-// names of upstreams, and two runs at a time would take them from each other.
-func loopbackRange() int { return 100 + os.Getpid()%100 }
-
 // launch starts the agent with the configuration and does not wait.
 func (h *host) launch(body string) {
 	h.t.Helper()
