@@ -44,7 +44,7 @@ func (c *Client) remote(datacenter string) bool {
 }
 
 // errFiltered stands for what Consul says in a header only.
-var errFiltered = errors.New("Consul left out what the token may not read")
+var errFiltered = errors.New("the answer lacks what the token may not read")
 
 func (h *health) fetch(ctx context.Context, q *api.QueryOptions) (answer, error) {
 	remote := h.c.remote(h.key.Datacenter)
