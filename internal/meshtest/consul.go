@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -114,15 +113,10 @@ func ConsulWith(t testing.TB, o ConsulOptions) *ConsulServer {
 	return s
 }
 
-// consulTLS makes newConsul serve and ask by HTTPS.
-type consulTLS struct {
-	client *tls.Config
-	token  string
-}
-
 // newConsul makes an agent that is not started and has the basic configuration
-// only. Whoever calls it writes 20-extra.hcl.
-func newConsul(t testing.TB, node string, dev bool, secure *consulTLS) *ConsulServer {
+// only. Whoever calls it writes 20-extra.hcl. With keys it serves and is asked
+// by HTTPS.
+func newConsul(t testing.TB, node string, dev bool, keys *credentials) *ConsulServer {
 	t.Helper()
 	p := FreePorts(t, 3)
 	s := &ConsulServer{t: t, binary: ConsulBinary(t), dir: t.TempDir(), dev: dev, Datacenter: "dc1", serf: p[1]}
@@ -131,10 +125,10 @@ func newConsul(t testing.TB, node string, dev bool, secure *consulTLS) *ConsulSe
 	// The library would take address and token from the environment.
 	transport := &http.Transport{}
 	config := &api.Config{Address: s.Address, Scheme: "http", HttpClient: &http.Client{Transport: transport}}
-	if secure != nil {
+	if keys != nil {
 		plain, secured = secured, plain
-		transport.TLSClientConfig = secure.client
-		config.Scheme, config.Token = "https", secure.token
+		transport.TLSClientConfig = keys.tls
+		config.Scheme, config.Token = "https", ManagementToken
 	}
 	hcl := fmt.Sprintf(`
 		node_name = %q

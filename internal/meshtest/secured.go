@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/consul/api"
 )
@@ -26,7 +25,8 @@ type SecuredServer struct {
 	// 127.0.0.1.
 	CAFile, CertFile, KeyFile string
 
-	made int // names given to policies
+	servers []*ConsulServer // of its cluster
+	made    int             // names given to policies
 }
 
 // SecuredConsul starts one for the test.
@@ -38,50 +38,84 @@ func SecuredConsul(t testing.TB) *SecuredServer {
 // SecuredConsulWith is SecuredConsul with options.
 func SecuredConsulWith(t testing.TB, o ConsulOptions) *SecuredServer {
 	t.Helper()
-	dir := t.TempDir()
-	s := &SecuredServer{
-		CAFile: filepath.Join(dir, "ca.pem"), CertFile: filepath.Join(dir, "client.pem"), KeyFile: filepath.Join(dir, "client-key.pem"),
-	}
-	ca := NewCA(t, "consul-https.test", "dc1")
-	writeFile(t, s.CAFile, ca.RootPEM())
-	serverCert, serverKey := filepath.Join(dir, "server.pem"), filepath.Join(dir, "server-key.pem")
-	pair := func(certFile, keyFile string) tls.Certificate {
-		cert, key := ca.LeafPEM(t, "https", func(c *x509.Certificate) {
-			c.URIs = nil
-			// Consul wants the second name of servers that speak RPC by TLS.
-			c.DNSNames = []string{"localhost", "server.dc1.consul"}
-			c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
-		})
-		writeFile(t, certFile, cert)
-		writeFile(t, keyFile, key)
-		leaf, err := tls.X509KeyPair([]byte(cert), []byte(key))
-		if err != nil {
-			t.Fatalf("meshtest: %v", err)
-		}
-		return leaf
-	}
-	pair(serverCert, serverKey)
-	client := pair(s.CertFile, s.KeyFile)
-	pool := x509.NewCertPool()
-	pool.AddCert(ca.Root)
-	s.ConsulServer = newConsul(t, "meshtest", !o.Persistent, &consulTLS{
-		client: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{client}}, token: ManagementToken,
-	})
-	s.URL = "https://" + s.Address
-	hcl := fmt.Sprintf(`
-		acl {
-			enabled = true
-			default_policy = "deny"
-			tokens { initial_management = %q agent = %q }
-		}
-		tls { https { ca_file = %q cert_file = %q key_file = %q verify_incoming = true } }
-	`, ManagementToken, ManagementToken, s.CAFile, serverCert, serverKey)
+	c := newCredentials(t)
+	s := c.secured(newConsul(t, "meshtest", !o.Persistent, c))
+	hcl := c.hcl("https", c.server)
 	if o.Persistent {
 		hcl += "server = true\nbootstrap_expect = 1\n"
 	}
 	s.write("20-extra.hcl", hcl+o.HCL)
 	s.start()
 	return s
+}
+
+// credentials are what agents and their clients prove themselves with.
+type credentials struct {
+	caFile                string
+	server, agent, client keyPair
+	tls                   *tls.Config // of clients
+}
+
+// keyPair is a certificate and its key, as files.
+type keyPair struct{ cert, key string }
+
+func newCredentials(t testing.TB) *credentials {
+	t.Helper()
+	dir := t.TempDir()
+	ca := NewCA(t, "consul-https.test", "dc1")
+	c := &credentials{caFile: filepath.Join(dir, "ca.pem")}
+	writeFile(t, c.caFile, ca.RootPEM())
+	issue := func(name string, dns ...string) keyPair {
+		cert, key := ca.LeafPEM(t, "https", func(c *x509.Certificate) {
+			c.URIs = nil
+			c.DNSNames = append(dns, "localhost")
+			c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+		})
+		p := keyPair{filepath.Join(dir, name+".pem"), filepath.Join(dir, name+"-key.pem")}
+		writeFile(t, p.cert, cert)
+		writeFile(t, p.key, key)
+		return p
+	}
+	// By that name, and by nothing else, servers know each other.
+	c.server = issue("server", "server.dc1.consul")
+	c.agent, c.client = issue("agent"), issue("client")
+	leaf, err := tls.LoadX509KeyPair(c.client.cert, c.client.key)
+	if err != nil {
+		t.Fatalf("meshtest: %v", err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.Root)
+	c.tls = &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{leaf}}
+	return c
+}
+
+// hcl is the configuration of an agent with the certificate. where is the part
+// of tls that it is for: "https", or "defaults", which is agents among
+// themselves too.
+func (c *credentials) hcl(where string, own keyPair) string {
+	hostname := ""
+	if where == "defaults" {
+		hostname = "verify_outgoing = true\n\t\t\tverify_server_hostname = true"
+	}
+	return fmt.Sprintf(`
+		acl {
+			enabled = true
+			default_policy = "deny"
+			tokens { initial_management = %q agent = %q }
+		}
+		tls { %s {
+			ca_file = %q
+			cert_file = %q
+			key_file = %q
+			verify_incoming = true
+			%s
+		} }
+	`, ManagementToken, ManagementToken, where, c.caFile, own.cert, own.key, hostname)
+}
+
+// secured says how clients reach s.
+func (c *credentials) secured(s *ConsulServer) *SecuredServer {
+	return &SecuredServer{ConsulServer: s, URL: "https://" + s.Address, CAFile: c.caFile, CertFile: c.client.cert, KeyFile: c.client.key}
 }
 
 // Policy makes a policy of the rules (HCL), and a token that has it and nothing
@@ -97,6 +131,7 @@ func (s *SecuredServer) Policy(rules string) (policy *api.ACLPolicy, token strin
 	if err != nil {
 		s.t.Fatalf("meshtest: token: %v", err)
 	}
+	awaitToken(s.t, s.servers, made.SecretID)
 	return policy, made.SecretID
 }
 
@@ -153,84 +188,4 @@ func writeFile(t testing.TB, path, content string) {
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatalf("meshtest: %v", err)
 	}
-}
-
-// Cluster is several Consul servers and one agent that is none, as a host has
-// it: killing servers leaves that agent.
-type Cluster struct {
-	Servers []*ConsulServer
-	Agent   *ConsulServer
-
-	t testing.TB
-}
-
-// ConsulCluster starts n servers and an agent. They keep what they know over a
-// restart.
-func ConsulCluster(t testing.TB, n int) *Cluster {
-	t.Helper()
-	c := &Cluster{t: t}
-	join := ""
-	for i := range n {
-		s := newConsul(t, fmt.Sprintf("server-%d", i+1), false, nil)
-		c.Servers = append(c.Servers, s)
-		join += fmt.Sprintf("%q, ", fmt.Sprintf("127.0.0.1:%d", s.serf))
-	}
-	c.Agent = newConsul(t, "agent", false, nil)
-	more := fmt.Sprintf("retry_join = [%s]\nretry_interval = \"1s\"\n", join)
-	for _, s := range c.Servers {
-		s.write("20-extra.hcl", more+fmt.Sprintf("server = true\nbootstrap_expect = %d\n", n))
-		s.launch()
-	}
-	c.Agent.write("20-extra.hcl", more)
-	c.Agent.launch()
-	for _, s := range append([]*ConsulServer{c.Agent}, c.Servers...) {
-		s.await()
-	}
-	return c
-}
-
-// leaderPatience is how long an election may take on a busy machine.
-const leaderPatience = 60 * time.Second
-
-// Leader returns the server that leads, after waiting for there being one that
-// is alive.
-func (c *Cluster) Leader() *ConsulServer {
-	c.t.Helper()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(leaderPatience); ; <-tick.C {
-		for _, s := range c.Servers {
-			if s.process == nil {
-				continue
-			}
-			// A server says so of itself; what others say may be of before.
-			self, err := s.Client.Agent().Self()
-			if err != nil {
-				continue
-			}
-			if consul, ok := self["Stats"]["consul"].(map[string]any); ok && consul["leader"] == "true" {
-				return s
-			}
-		}
-		if time.Now().After(end) {
-			c.t.Fatal("meshtest: no leader")
-		}
-	}
-}
-
-// KillLeader kills the server that leads, at once, and returns it; its Restart
-// brings it back.
-func (c *Cluster) KillLeader() *ConsulServer {
-	c.t.Helper()
-	s := c.Leader()
-	s.Kill()
-	return s
-}
-
-// Launch starts a killed server again without waiting until it can answer:
-// whether it can is up to the others.
-func (s *ConsulServer) Launch() {
-	s.t.Helper()
-	s.Kill()
-	s.launch()
 }
