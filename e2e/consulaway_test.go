@@ -14,15 +14,20 @@ import (
 	"meshd/internal/meshtest"
 )
 
-// Three Consul servers, and the one that leads is killed again and again.
+// Three secured Consul servers, and the one that leads is killed again and
+// again.
 func TestLeaderKilledAgainAndAgain(t *testing.T) {
 	const every, away = 10 * time.Second, 4 * time.Second
-	c := meshtest.ConsulCluster(t, 3)
+	c := meshtest.SecuredConsulCluster(t, 3)
+	r := &registry{c.Agent, t}
 	one, two := meshtest.HTTPEcho(t, "one"), meshtest.HTTPEcho(t, "two")
-	b := newHost(t, "host-b", viaConsul(c.Agent.Address))
-	b.start(instances("api", one, two))
-	a := newHost(t, "host-a", viaConsul(c.Agent.Address))
-	a.start(offer("web", 9, "http", "") + call("api", "http", ""))
+	r.intend("web", "api", api.IntentionActionAllow)
+	bodyB := instances("api", one, two)
+	b, _ := r.host("host-b", r.Address, "", bodyB)
+	b.start(bodyB)
+	bodyA := offer("web", 9, "http", "") + call("api", "http", "")
+	a, _ := r.host("host-a", r.Address, "", bodyA)
+	a.start(bodyA)
 	a.awaitReady()
 	b.awaitReady()
 	a.awaitHealthy("api", time.Now(), "one", "two")
