@@ -251,3 +251,27 @@ func TestTokenFile(t *testing.T) {
 		t.Errorf("%q", none.problem())
 	}
 }
+
+// An intention for everybody is taken away, and for a moment the agent still
+// decides by it. What it allowed must not become the default.
+func TestDefaultIsNotWhatAnIntentionSaid(t *testing.T) {
+	meshtest.Leaks(t)
+	f := meshtest.NewFakeConsul(t)
+	f.SetDefault(false)
+	f.SetIntentions("shop", &api.Intention{SourceName: "*", DestinationName: "shop", Action: api.IntentionActionAllow, Precedence: 8})
+	var h heard
+	run(t, h.options(f.Address), hurry, Wanted{Intentions: []string{"shop"}})
+	eventually(t, "the intention", func() bool { return h.intentions("shop") == "deny: *+8" })
+	f.Break("/v1/agent/connect/authorize", meshtest.Fault{
+		Body:  meshtest.Text(`{"Authorized":true,"Reason":"Matched L4 intention: default/* => default/shop (Precedence: 8, Action: ALLOW)"}`),
+		Times: 3,
+	})
+	f.SetIntentions("shop")
+	eventually(t, "none, and by default deny", func() bool {
+		got := h.intentions("shop")
+		if got == "allow:" {
+			t.Fatal("everybody is allowed")
+		}
+		return got == "deny:"
+	})
+}

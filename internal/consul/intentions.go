@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -145,10 +146,9 @@ func (s *intentionSource) probe(ctx context.Context, in []mesh.Intention, policy
 	if err != nil {
 		return mesh.Deny, err
 	}
-	var authorized struct{ Authorized *bool }
-	_, err = s.c.do(ctx, http.MethodPost, "http://consul/v1/agent/connect/authorize", bytes.NewReader(ask), &authorized)
-	if err == nil && authorized.Authorized != nil {
-		return action(*authorized.Authorized), nil
+	decided, err := s.authorize(ctx, ask)
+	if err == nil && decided != nil {
+		return action(*decided), nil
 	}
 	if err != nil && (!refused(err) || lacksRights(err)) {
 		return mesh.Deny, err
@@ -165,4 +165,38 @@ func (s *intentionSource) probe(ctx context.Context, in []mesh.Intention, policy
 		return mesh.Deny, err
 	}
 	return action(policy == "allow"), nil
+}
+
+const (
+	// probeAgain is how often the agent is asked once more, and probePause the
+	// pause in between, when it answers from an intention that is gone: its own
+	// cache hears of a change a moment after we do.
+	probeAgain = 20
+	probePause = 50 * time.Millisecond
+	// probeMatched begins the reason of an answer that an intention has given
+	// (Consul 1.20, POST /v1/agent/connect/authorize).
+	probeMatched = "Matched"
+)
+
+// authorize has the agent decide about a caller that no intention names, so
+// that only the default can decide. An answer by an intention all the same is
+// not believed: it would make what somebody was allowed a moment ago the
+// default for everybody. It returns nil if the agent does not say.
+func (s *intentionSource) authorize(ctx context.Context, ask []byte) (*bool, error) {
+	for range probeAgain {
+		var out struct {
+			Authorized *bool
+			Reason     string
+		}
+		_, err := s.c.do(ctx, http.MethodPost, "http://consul/v1/agent/connect/authorize", bytes.NewReader(ask), &out)
+		if err != nil || !strings.HasPrefix(out.Reason, probeMatched) {
+			return out.Authorized, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(probePause):
+		}
+	}
+	return nil, distrust("the agent decides about %s by an intention that is gone", s.service)
 }
