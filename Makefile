@@ -22,7 +22,12 @@ demo: build ## run two agents and two applications on this machine; ARGS=--check
 	bin/meshctl demo $(ARGS)
 
 test: consul ## run every test that needs no root, with the race detector, a real Consul among them
-	$(GO) test -race -shuffle=on -timeout 15m $(PKG)
+	@# The stories measure, so they do not share the machine with other packages.
+	@all=$$($(GO) list $(PKG)) || exit 1; \
+	rest=$$(echo "$$all" | grep -v '/e2e$$'); stories=$$(echo "$$all" | grep '/e2e$$'); \
+	for p in "$$rest" "$$stories"; do \
+	  [ -z "$$p" ] || $(GO) test -race -shuffle=on -timeout 15m $$p || exit 1; \
+	done
 
 consul: ## find or build the Consul that the tests start (never shipped)
 	@if [ "$$CI" = true ]; then bash hack/consul.sh $(CONSUL) >/dev/null; else \
