@@ -57,9 +57,13 @@ func TestConsulAppearsAfterTheAgents(t *testing.T) {
 	})
 	t.Logf("healed %s after Consul was ready", time.Since(came).Round(time.Millisecond))
 	a.awaitReady()
-	if code, stdout, _ := a.ctl("status"); code != 0 {
-		t.Errorf("status afterwards: exit %d\n%s", code, stdout)
-	}
+	// The failures of the last ten seconds are rightly shown for as long.
+	a.eventually("a healthy status", func() error {
+		if code, stdout, _ := a.ctl("status"); code != 0 {
+			return fmt.Errorf("exit %d\n%s", code, stdout)
+		}
+		return nil
+	})
 }
 
 // Consul is killed under load and comes back: no request notices, and the age
